@@ -1,0 +1,132 @@
+"""Every key of a configuration, with its default and what it means.
+
+The other files import this one and change a few lines. A variant string after a colon
+changes a config further, several after commas: configs/digits.py:cdiffe,smoke.
+"""
+
+from collections.abc import Callable, Mapping
+
+from ml_collections import ConfigDict
+
+
+def get_config(variants: str = "") -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 0  # of everything random: two runs of one config are equal
+    c.steps = 10_000  # training steps
+    c.batch_size = 64  # pairs a step, over all devices
+    c.log_every = 100  # steps between two lines of progress and metrics
+    c.sample_every = 1_000  # steps between two grids of translated test images
+    c.tensorboard = True  # also write TensorBoard files (needs TensorFlow)
+
+    c.data = ConfigDict()
+    c.data.kind = "folder"  # digits, tfds, folder or npz
+    c.data.name = ""  # tfds: the data set, such as cycle_gan/horse2zebra
+    c.data.path = ""  # folder: what holds the four; npz: the file; tfds: data_dir
+    c.data.train_source = "trainA"  # the four splits, folders or arrays
+    c.data.train_target = "trainB"
+    c.data.test_source = "testA"
+    c.data.test_target = "testB"
+    c.data.image_size = (64, 64)  # height, width
+    c.data.channels = 3  # 1 reads images as grey, 3 as RGB
+    c.data.fit = "crop"  # to image_size: crop the centre, pad with black, or stretch
+    c.data.crop_margin = 0  # pixels training images are larger, for random crops
+    c.data.flip = False  # mirror training images left to right at random
+    c.data.tint = False  # give grey images (channels = 1) a random hue; they become RGB
+    c.data.device_gib = 4.0  # larger training sets are streamed from host or disk
+
+    c.coupling = ConfigDict()
+    c.coupling.method = "entropic"  # or independent, the control
+    c.coupling.group_size = 64  # points a side of one plan; divides batch_size
+    c.coupling.epsilon = 0.05  # entropic regularisation of the cost |x - y|^2 / 2
+    c.coupling.relative = "mean"  # epsilon is in units of the cost's mean, std, or ""
+    c.coupling.threshold = 1e-3  # L1 marginal error at which Sinkhorn stops
+    c.coupling.max_iterations = 2_000  # or here
+    c.coupling.max_marginal_error = 0.1  # a run whose plans are worse stops
+
+    c.estimator = ConfigDict()
+    c.estimator.name = "cde"  # cde (rho 0), cdiffe (rho 1) or cmde (rho as below)
+    c.estimator.rho = 0.5  # cmde: the condition is noised rho times as fast
+    c.estimator.path = False  # sampling: the noised condition follows one path
+    c.estimator.prediction = "v"  # what the network predicts: v, noise or data
+
+    c.schedule = ConfigDict()
+    c.schedule.name = "vp_cosine"  # vp_linear, vp_cosine or ve
+    c.schedule.beta_min = 0.1  # vp_linear
+    c.schedule.beta_max = 20.0
+    c.schedule.log_snr_max = 10.0  # vp_cosine
+    c.schedule.log_snr_min = -10.0
+    c.schedule.sigma_min = 0.01  # ve
+    c.schedule.sigma_max = 50.0
+
+    c.model = ConfigDict()  # a UNet for images, an MLP (width, blocks) for vectors
+    c.model.width = 64  # channels at full resolution; of the MLP's layers
+    c.model.multipliers = (1, 2, 2)  # of width, one a resolution, each half the last
+    c.model.blocks = 2  # residual blocks a resolution; of the MLP
+    c.model.attention = (16,)  # image heights with self-attention
+    c.model.head_channels = 64  # channels of one attention head
+    c.model.dropout = 0.0
+    c.model.remat = False  # recompute activations: less memory, a third more time
+    c.model.dtype = "auto"  # of compute: bfloat16, float32; auto: float32 on CPU only
+
+    c.optimizer = ConfigDict()  # AdamW, linear warm-up, cosine decay
+    c.optimizer.learning_rate = 3e-4
+    c.optimizer.warmup_steps = 500
+    c.optimizer.final_fraction = 0.0  # of learning_rate, at the last step
+    c.optimizer.clip_norm = 1.0  # largest global norm of a gradient
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.ema_decay = 0.999  # of the averaged parameters that are exported
+
+    c.sampling = ConfigDict()
+    c.sampling.solver = "ddim"  # ancestral or ddim
+    c.sampling.steps = 50
+    c.sampling.batch_size = 64  # images translated at once, over all devices
+    c.sampling.grid = 16  # test images in the grids
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 1_000  # steps
+    c.checkpoint.keep = 2  # the latest so many
+
+    return apply_variants(c, variants, {})
+
+
+def estimator(name: str) -> Callable[[ConfigDict], None]:
+    """The variant that chooses an estimator."""
+
+    def choose(c: ConfigDict) -> None:
+        c.estimator.name = name
+
+    return choose
+
+
+def independent(c: ConfigDict) -> None:
+    """The control: pairs drawn without a plan."""
+    c.coupling.method = "independent"
+
+
+def smoke(c: ConfigDict) -> None:
+    """A few steps of a tiny network: does everything run?"""
+    c.steps, c.batch_size, c.coupling.group_size = 4, 8, 8
+    c.log_every, c.sample_every = 2, 4
+    c.model.width, c.model.blocks, c.model.head_channels = 8, 1, 8
+    c.model.dtype, c.model.remat = "float32", False
+    c.optimizer.warmup_steps = 1
+    c.sampling.steps, c.sampling.batch_size, c.sampling.grid = 2, 8, 4
+    c.checkpoint.every = 2
+    c.tensorboard = False
+
+
+def apply_variants(
+    c: ConfigDict, variants: str, own: Mapping[str, Callable[[ConfigDict], None]]
+) -> ConfigDict:
+    """Applies each word of `variants`: one of the common ones, or of the config's own.
+
+    Raises:
+      ValueError: a word is unknown; the message lists the known ones.
+    """
+    known = {name: estimator(name) for name in ("cde", "cdiffe", "cmde")}
+    known |= {"independent": independent, "smoke": smoke, **own}
+    for word in filter(None, variants.split(",")):
+        if word not in known:
+            raise ValueError(f"no variant {word!r}; there are {', '.join(known)}")
+        known[word](c)
+    return c

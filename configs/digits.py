@@ -1,0 +1,30 @@
+"""Handwritten twos to threes, tinted; minutes on a laptop, no download."""
+
+from configs import default
+
+
+def get_config(variants: str = ""):
+    c = default.get_config()
+    c.steps = 1_000
+    c.sample_every = 500
+    c.batch_size = 64
+
+    c.data.kind = "digits"
+    c.data.image_size = (16, 16)
+    c.data.channels = 1
+    c.data.tint = True
+
+    c.coupling.group_size = 64
+    c.coupling.epsilon = 0.02
+
+    c.model.width = 24
+    c.model.multipliers = (1, 2)
+    c.model.blocks = 1
+    c.model.attention = ()
+
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.warmup_steps = 50
+    c.optimizer.ema_decay = 0.99
+
+    c.checkpoint.every = 500
+    return default.apply_variants(c, variants, {})

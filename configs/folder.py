@@ -1,0 +1,37 @@
+"""Your own images: a folder with trainA, trainB, testA and testB (A to B).
+
+python -m eotjax.main --config=configs/folder.py --config.data.path=FOLDER --workdir=OUT
+Set data.image_size to what you want to get; the model grows with it by itself.
+"""
+
+from configs import default
+
+
+def get_config(variants: str = ""):
+    c = default.get_config()
+    c.steps = 20_000
+    c.data.kind = "folder"
+    c.data.flip = True
+    c.data.crop_margin = 6
+    return default.apply_variants(c, variants, {"mnist": mnist})
+
+
+def mnist(c) -> None:
+    """Grey 28x28 digits, padded to 32x32, tinted: small enough for a CPU."""
+    c.steps = 2_000
+    c.sample_every = 500
+    c.data.image_size = (32, 32)
+    c.data.fit = "pad"
+    c.data.channels = 1
+    c.data.tint = True
+    c.data.flip = False
+    c.data.crop_margin = 0
+    c.coupling.epsilon = 0.02
+    c.model.width = 16
+    c.model.multipliers = (1, 2, 3)
+    c.model.blocks = 1
+    c.model.attention = ()
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.warmup_steps = 100
+    c.optimizer.ema_decay = 0.99
+    c.checkpoint.every = 500

@@ -1,0 +1,51 @@
+"""Horses to zebras, 256x256, for one host of 8 accelerators."""
+
+from configs import default
+
+
+def get_config(variants: str = ""):
+    c = default.get_config()
+    c.steps = 200_000
+    c.batch_size = 64
+    c.sample_every = 5_000
+
+    c.data.kind = "tfds"
+    c.data.name = "cycle_gan/horse2zebra"
+    c.data.image_size = (256, 256)
+    c.data.crop_margin = 30
+    c.data.flip = True
+
+    c.coupling.group_size = 64
+
+    c.model.width = 128
+    c.model.multipliers = (1, 1, 2, 2, 4, 4)
+    c.model.blocks = 2
+    c.model.attention = (16, 8)
+    c.model.dropout = 0.1
+    c.model.remat = True
+
+    c.optimizer.learning_rate = 1e-4
+    c.optimizer.warmup_steps = 2_000
+    c.optimizer.ema_decay = 0.9999
+
+    c.checkpoint.every = 2_500
+    return default.apply_variants(c, variants, {"narrow": narrow})
+
+
+def narrow(c) -> None:
+    """The same code path at a size that a laptop trains."""
+    c.steps = 300
+    c.batch_size = c.coupling.group_size = 8
+    c.log_every, c.sample_every, c.checkpoint.every = 10, 100, 100
+    c.data.image_size = (64, 64)
+    c.data.crop_margin = 8
+    c.model.width = 16
+    c.model.multipliers = (1, 2, 2, 4)
+    c.model.blocks = 1
+    c.model.attention = (8,)
+    c.model.head_channels = 16
+    c.model.remat = False
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.warmup_steps = 20
+    c.optimizer.ema_decay = 0.99
+    c.sampling.steps, c.sampling.batch_size = 20, 16

@@ -1,0 +1,225 @@
+"""Data sources: each gives the training and test images (or vectors) of two domains."""
+
+import io
+import os
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from eotjax import images
+from eotjax.errors import UserError
+from eotjax.metrics import Progress
+
+Decode = Callable[[str | Path | IO[bytes]], np.ndarray]
+
+
+class Lazy(NamedTuple):
+    """A domain that is decoded image by image; `read(i)` is safe in many threads."""
+
+    length: int
+    read: Callable[[int], np.ndarray]
+
+    def __len__(self) -> int:
+        return self.length
+
+
+Domain = np.ndarray | Lazy  # uint8 [n, h, w, c] or float32 [n, d]
+
+
+T = TypeVar("T")
+
+
+class Four(NamedTuple, Generic[T]):
+    """One thing a split: names, decoders, domains."""
+
+    train_source: T
+    train_target: T
+    test_source: T
+    test_target: T
+
+
+class DataSet(NamedTuple):
+    """Both domains as they are used: training lazily, perhaps, testing in memory."""
+
+    train_source: Domain
+    train_target: Domain
+    test_source: np.ndarray
+    test_target: np.ndarray
+
+
+def read_all(domain: Domain, label: str) -> np.ndarray:
+    """Decodes a whole domain in parallel, once, with progress.
+
+    Raises:
+      UserError: some images are broken; names up to five of them.
+    """
+    if isinstance(domain, np.ndarray):
+        return domain
+
+    def read(index: int) -> np.ndarray | UserError:
+        try:
+            return domain.read(index)
+        except UserError as error:
+            return error
+
+    progress = Progress(f"decoding {label}", len(domain), "images")
+    decoded: list[np.ndarray] = []
+    broken: list[UserError] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for image in pool.map(read, range(len(domain))):
+            if isinstance(image, UserError):
+                broken.append(image)
+            else:
+                decoded.append(image)
+            progress.update(1)
+    if broken:
+        names = " ".join(str(error) for error in broken[:5])
+        raise UserError(f"{len(broken)} of {len(domain)} images are broken: {names}")
+    return np.stack(decoded)
+
+
+def digits(size: tuple[int, int]) -> Four[np.ndarray]:
+    """UCI handwritten twos (source) and threes (target), grey, from scikit-learn.
+
+    Every fourth image is a test image, shown four times (for four tints). Alpaydin &
+    Kaynak 1998, "Optical recognition of handwritten digits", 8x8 pixels enlarged.
+    """
+    pixels, labels = digit_images(size)
+    held_out = is_test_digit(labels)
+    return Four(
+        *(pixels[(labels == digit) & ~held_out] for digit in (2, 3)),
+        *(np.repeat(pixels[(labels == digit) & held_out], 4, 0) for digit in (2, 3)),
+    )
+
+
+def digit_images(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """All 1,797 digits: uint8 [n, h, w, 1] and their labels [n]."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    pixels = (loaded.images * (255 / 16)).round().astype(np.uint8)
+    enlarge = [
+        images.to_pixels(Image.fromarray(x), size=size, channels=1, fit="stretch")
+        for x in pixels
+    ]
+    return np.stack(enlarge), loaded.target
+
+
+def is_test_digit(labels: np.ndarray) -> np.ndarray:
+    """Marks every fourth image of each class: bool [n]."""
+    rank = np.zeros(len(labels), int)
+    for digit in np.unique(labels):
+        rank[labels == digit] = np.arange(np.sum(labels == digit))
+    return rank % 4 == 3
+
+
+def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Lazy]:
+    """Four folders of image files, by name below `path` (CycleGAN's layout).
+
+    Args:
+      path: the folder that holds them; a name may also be an absolute path.
+      names: of the folders, one a split.
+      decode: how a file of each split becomes an array.
+    """
+    if not path:
+        raise UserError(
+            "data.path is empty; give the folder that holds "
+            f"{', '.join(names)}: --config.data.path=FOLDER."
+        )
+
+    def split(name: str, decode_one: Decode) -> Lazy:
+        paths = images.find(Path(path) / name)
+        return Lazy(len(paths), lambda index: decode_one(paths[index]))
+
+    return Four(*map(split, names, decode))
+
+
+def tfds(
+    name: str, data_dir: str, names: Four[str], decode: Four[Decode]
+) -> Four[Lazy]:
+    """Four splits of a TensorFlow data set with an `image` feature, by random access.
+
+    Prepared (downloaded, converted) on first use below `data_dir`, or TFDS's own
+    default place where that is empty.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise UserError(
+            f"data.kind='tfds' needs tensorflow-datasets ({error}); install it, or use "
+            "a folder of images with configs/folder.py."
+        ) from error
+
+    try:
+        builder = tensorflow_datasets.builder(
+            name, data_dir=data_dir or None, file_format="array_record"
+        )
+    except Exception as error:
+        raise UserError(
+            f"TFDS knows no data set {name!r} ({str(error).splitlines()[0]}); correct "
+            "data.name."
+        ) from error
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        raise UserError(
+            f"TFDS could not prepare {name!r}: {str(error).splitlines()[0]} Mend that, "
+            "or download it elsewhere and use it with configs/folder.py."
+        ) from error
+    missing = [split for split in names if split not in builder.info.splits]
+    if missing:
+        raise UserError(
+            f"{name} has no split {', '.join(missing)}; it has "
+            f"{', '.join(builder.info.splits)}: set data.train_source and the others."
+        )
+    raw = {"image": tensorflow_datasets.decode.SkipDecoding()}
+
+    def split(split_name: str, decode_one: Decode) -> Lazy:
+        records = builder.as_data_source(split_name, decoders=raw)
+        return Lazy(
+            len(records),
+            lambda index: decode_one(io.BytesIO(records[index]["image"])),
+        )
+
+    return Four(*map(split, names, decode))
+
+
+def npz(path: str, names: Four[str]) -> Four[np.ndarray]:
+    """Four arrays of one .npz file: uint8 [n, h, w, c] images or float32 [n, d]."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            absent = [name for name in names if name not in arrays]
+            if absent:
+                raise UserError(
+                    f"{path} has no array {', '.join(absent)}; it has "
+                    f"{', '.join(arrays)}."
+                )
+            splits = Four(*(arrays[name] for name in names))
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"cannot read {path or 'data.path'!r} ({error}); it must be a .npz file of "
+            "plain arrays, as numpy.savez writes it: --config.data.path=FILE."
+        ) from error
+    for name, array in zip(names, splits, strict=True):
+        image = array.dtype == np.uint8 and array.ndim == 4
+        vector = array.dtype == np.float32 and array.ndim == 2
+        if not (image or vector) or array.shape[1:] != splits[0].shape[1:]:
+            raise UserError(
+                f"{name} in {path} is {array.dtype} {array.shape}; all four arrays "
+                "must be uint8 [n, h, w, c] of one size or float32 [n, d] of one d."
+            )
+    return splits
+
+
+def check_not_empty(splits: Four[Domain], names: Four[str]) -> None:
+    """Raises UserError where a split holds nothing."""
+    for name, split in zip(names, splits, strict=True):
+        if len(split) == 0:
+            raise UserError(f"the split {name} is empty; put at least one image there.")

@@ -1,0 +1,75 @@
+"""The data set that a config describes, loaded."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from eotjax import batch, data, images
+from eotjax.checks import Shape, check_arrays, choose
+from eotjax.data import DataSet, Four, Lazy
+
+
+def load(config: ConfigDict) -> DataSet:
+    """The data set: test splits decoded (and tinted), training splits where they fit.
+
+    Raises:
+      UserError: what is wrong with the data or its description.
+    """
+    c = config.data
+    names = Four(c.train_source, c.train_target, c.test_source, c.test_target)
+    size = tuple(c.image_size)
+    stored = (size[0] + c.crop_margin, size[1] + c.crop_margin)
+    choose(dict.fromkeys(("crop", "pad", "stretch")), c.fit, "data.fit")
+
+    def decode(size: tuple[int, int]) -> data.Decode:
+        return partial(images.decode, size=size, channels=c.channels, fit=c.fit)
+
+    decoders = Four(decode(stored), decode(stored), decode(size), decode(size))
+    load = choose(
+        {
+            "digits": lambda: data.digits(size),
+            "tfds": lambda: data.tfds(c.name, c.path, names, decoders),
+            "folder": lambda: data.folder(c.path, names, decoders),
+            "npz": lambda: data.npz(c.path, names),
+        },
+        c.kind,
+        "data.kind",
+    )
+    splits = load()
+    data.check_not_empty(splits, names)
+    if isinstance(splits.train_source, np.ndarray):
+        check_arrays(config, splits.train_source)
+
+    images_stored = len(splits.train_source) + len(splits.train_target)
+    gib = images_stored * np.prod((*stored, c.channels)) / 2**30
+    if gib <= c.device_gib:
+        splits = splits._replace(
+            train_source=data.read_all(splits.train_source, names.train_source),
+            train_target=data.read_all(splits.train_target, names.train_target),
+        )
+    test_source = data.read_all(splits.test_source, names.test_source)
+    test_target = data.read_all(splits.test_target, names.test_target)
+    if c.tint:
+        test_source, test_target = tint_test(test_source), tint_test(test_target)
+    return DataSet(splits.train_source, splits.train_target, test_source, test_target)
+
+
+def tint_test(grey: np.ndarray) -> np.ndarray:
+    """Test images in fixed hues, evenly spread by the golden ratio: uint8 RGB."""
+    hue = jnp.mod(jnp.arange(len(grey)) * 0.6180339887, 1)
+    tinted = batch.tint(jnp.asarray(images.to_float(grey)), hue)
+    return images.to_uint8(np.asarray(tinted))
+
+
+def sample_shape(config: ConfigDict, splits: DataSet) -> Shape:
+    """The shape of one image or vector, as the network sees it."""
+    if isinstance(splits.train_source, np.ndarray) and splits.train_source.ndim == 2:
+        return splits.train_source.shape[1:]
+    return (*config.data.image_size, 3 if config.data.tint else config.data.channels)
+
+
+def resident(splits: DataSet) -> bool:
+    """Whether the training images are whole in memory, to be put on the device."""
+    return not isinstance(splits.train_source, Lazy)

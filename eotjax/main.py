@@ -1,0 +1,50 @@
+"""Trains: python -m eotjax.main --config=configs/digits.py --workdir=FOLDER."""
+
+import re
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from eotjax import command, parallel, train
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "A config file; a variant after a colon.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where everything of the run is kept.", required=True
+)
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several.")
+
+SIGTERM_STATUS = 143  # what a shell reports for a process that ended on SIGTERM
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser, with every mistake told in one sentence."""
+    try:
+        rest = flags.FLAGS(argv)
+        len(CONFIG.value)  # a config that could not be loaded raises here
+        return rest[:1]
+    except AttributeError as error:  # how ml_collections tells of an unknown key
+        name = re.findall(r"\w+", str(error))[0]
+        given = [arg for arg in argv if name in arg.split("=")[0].split(".")]
+        hint = re.search(r"Did you mean .*?\?", str(error))
+        sys.exit(
+            f"eotjax: the config has no key {' '.join(given) or name}; "
+            + (hint.group().replace("\\", "") if hint else "see configs/default.py.")
+        )
+    except (flags.Error, OSError, ValueError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        sys.exit(f"eotjax: {lines[-1].removeprefix('ValueError: ')}")
+
+
+def run() -> int:
+    """Trains to the end, or until a signal asks to stop."""
+    if DISTRIBUTED.value:
+        parallel.start_processes()
+    return 0 if train.train(CONFIG.value, WORKDIR.value) else SIGTERM_STATUS
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(lambda _: command.exit_after(run), flags_parser=parse)

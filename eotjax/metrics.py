@@ -1,0 +1,176 @@
+"""What a run shows while it runs: progress lines, metrics files, TensorBoard."""
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from eotjax.errors import UserError
+
+
+def duration(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}"
+
+
+class Progress:
+    """Prints how far a countable job is, its rate and its time left.
+
+    On a terminal the line is rewritten in place, elsewhere it is printed now and then.
+    """
+
+    def __init__(self, label: str, total: int, unit: str):
+        self._label, self._total, self._unit = label, total, unit
+        self._done, self._start = 0, time.monotonic()
+        self._printed = self._start
+
+    def update(self, count: int) -> None:
+        """Counts `count` more as done."""
+        self._done += count
+        now, finished = time.monotonic(), self._done >= self._total
+        every = 0.2 if sys.stdout.isatty() else 10.0
+        if now - self._printed < every and not (finished and now - self._start > 1):
+            return
+        self._printed = now
+        rate = self._done / max(now - self._start, 1e-9)
+        left = duration((self._total - self._done) / max(rate, 1e-9))
+        end = "\r" if sys.stdout.isatty() and not finished else "\n"
+        print(
+            f"{self._label}: {self._done}/{self._total} {self._unit}, "
+            f"{rate:.1f}/s, {left} left",
+            end=end,
+            flush=True,
+        )
+
+
+class Writer:
+    """Scalars to metrics.jsonl and, where TensorFlow is installed, to TensorBoard."""
+
+    def __init__(self, folder: Path, *, step: int, tensorboard: bool):
+        """Goes on after `step`: later lines, of an interrupted run, are dropped."""
+        self._path = folder / "metrics.jsonl"
+        if self._path.exists():
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
+            self._path.write_text("".join(line + "\n" for line in kept))
+        self._tensorboard = None
+        if tensorboard:
+            try:
+                from clu import metric_writers
+
+                self._tensorboard = metric_writers.AsyncWriter(
+                    metric_writers.SummaryWriter(str(folder / "tensorboard"))
+                )
+            except ImportError as error:
+                warnings.warn(
+                    f"no TensorBoard: {error}. metrics.jsonl holds the same numbers.",
+                    stacklevel=2,
+                )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line {"step": ..., name: value, ...}."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._tensorboard is not None:
+            self._tensorboard.write_scalars(step, values)
+
+    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w c"]) -> None:
+        """Shows one picture in TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.write_images(step, {name: pixels[None]})
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class Log:
+    """Means of a run's metrics over an interval, read one interval late.
+
+    By then the device has long computed them: reading never makes it wait.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        every: int,
+        total_steps: int,
+        batch_size: int,
+        learning_rate: Callable[[int], Float[Array, ""]],
+        max_marginal_error: float,
+    ):
+        """Args: max_marginal_error: mean of the plans'; a run that is over it stops."""
+        self._writer, self._every, self._total_steps = writer, every, total_steps
+        self._batch_size, self._learning_rate = batch_size, learning_rate
+        self._max_marginal_error = max_marginal_error
+        self._sum: Mapping[str, Array] | None = None
+        self._count, self._time = 0, time.monotonic()
+        self._pending: tuple[int, int, float, Mapping[str, Array]] | None = None
+        self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+
+    def add(self, done: int, values: Mapping[str, Array]) -> None:
+        """Takes the metrics of step number `done`, counted from 1.
+
+        Raises:
+          UserError: an earlier interval's loss was not finite, or its plans failed.
+        """
+        total = values if self._sum is None else self._add(self._sum, values)
+        self._sum = total
+        self._count += 1
+        if done % self._every == 0 or done == self._total_steps:
+            self.flush()
+            # The host waits in flush for the device: between two of these moments both
+            # have come equally far.
+            now = time.monotonic()
+            self._pending = (done, self._count, self._count / (now - self._time), total)
+            self._sum, self._count, self._time = None, 0, now
+
+    def flush(self) -> None:
+        """Prints and writes the last whole interval, and judges it."""
+        if self._pending is None:
+            return
+        done, count, rate, total = self._pending
+        self._pending = None
+        values = {name: float(x) / count for name, x in total.items()}
+        images_per_second = rate * self._batch_size
+        print(
+            f"step {done}/{self._total_steps}: loss {values['loss']:.4f}, "
+            f"plan entropy {values['plan/entropy']:.2f}, "
+            f"{images_per_second:.0f} images/s, "
+            f"{duration((self._total_steps - done) / rate)} left",
+            flush=True,
+        )
+        learning_rate = float(self._learning_rate(done - 1))
+        extra = {"learning_rate": learning_rate, "images_per_second": images_per_second}
+        self._writer.scalars(done, {**values, **extra})
+        if not np.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss is {values['loss']} at step {done}; lower "
+                "optimizer.learning_rate and start in a new --workdir."
+            )
+        if not values["plan/marginal_error"] <= self._max_marginal_error:
+            raise UserError(
+                f"the plans' marginal error is {values['plan/marginal_error']:.3g} at "
+                f"step {done}, over coupling.max_marginal_error "
+                f"{self._max_marginal_error}: raise coupling.epsilon or "
+                "coupling.max_iterations."
+            )
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics line; infinite for one cut off by a crash."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")

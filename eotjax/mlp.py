@@ -1,0 +1,35 @@
+"""The network for vectors: a residual MLP modulated by time."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from eotjax.embedding import time_embedding
+
+
+class MLP(nn.Module):
+    """Maps inputs [b, d_in] and times [b] in [0, 1] to [b, channels], float32."""
+
+    channels: int
+    width: int = 256
+    blocks: int = 3
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b d"], t: Float[Array, "b"], *, train: bool = False
+    ) -> Float[Array, "b channels"]:
+        time = nn.Dense(self.width, dtype=self.dtype)(time_embedding(t, self.width))
+        x = nn.Dense(self.width, dtype=self.dtype)(x)
+        for _ in range(self.blocks):
+            scale, shift = jnp.split(
+                nn.Dense(2 * self.width, dtype=self.dtype)(nn.silu(time)), 2, axis=-1
+            )
+            h = nn.LayerNorm(dtype=self.dtype)(x) * (1 + scale) + shift
+            h = nn.silu(nn.Dense(self.width, dtype=self.dtype)(h))
+            h = nn.Dropout(self.dropout, deterministic=not train)(h)
+            x = x + nn.Dense(self.width, dtype=self.dtype)(h)
+        x = nn.LayerNorm(dtype=self.dtype)(x)
+        out = nn.Dense(self.channels, kernel_init=nn.initializers.zeros)(x)
+        return out.astype(jnp.float32)

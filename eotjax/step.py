@@ -1,0 +1,166 @@
+"""The training step: draw a batch, couple, corrupt, regress, update, average."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from eotjax.coupling import Couple
+from eotjax.estimators import Example
+
+Params = Any  # a pytree of arrays
+Metrics = dict[str, Float[Array, ""]]
+Data = Any  # what `draw` reads: arrays on the device
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on exactly where it was, besides its config."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+class Estimator(Protocol):
+    """The part of an estimator that training needs."""
+
+    def example(self, key, source, target, t) -> Example: ...
+
+
+Apply = Callable[[Params, Array, Array, Key[Array, ""]], Array]
+Draw = Callable[[Key[Array, ""], Data], tuple[Array, Array]]
+
+
+def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; the average starts at the parameters."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+    )
+
+
+def keys(seed: int, step: int | Int[Array, ""]) -> Key[Array, "5"]:
+    """The keys of one step; the first one draws its batch."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 5)
+
+
+def stratified_times(key: Key[Array, ""], n: int) -> Float[Array, "n"]:
+    """n times, each uniform on [0, 1), one in every n-th of the interval.
+
+    Kingma et al. 2021, appendix I.1: the same loss with less variance.
+    """
+    return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+
+
+def make_train_step(
+    *,
+    draw: Draw,
+    couple: Couple,
+    group_size: int,
+    estimator: Estimator,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    seed: int,
+) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
+    """Builds the pure step (state, data) -> (state, metrics).
+
+    Args:
+      draw: (key, data) -> source, target, both [b, ...]: independent draws.
+      couple: (key, source, target), both [b / group_size, group_size, ...] -> pairs.
+      group_size: points a plan; divides b.
+      estimator: makes the regression example of a pair.
+      apply: (params, inputs, t, dropout_key) -> output.
+      optimizer: the update, with its clipping and learning rate.
+      ema_decay: of the parameters' average, reached after a warm-up in which the
+        average forgets its start: min(decay, (1 + step) / (10 + step)).
+      seed: the run's; every random number is a function of it and of state.step.
+
+    Metrics are scalars: loss, grad_norm and the plan's statistics, mean over groups.
+    """
+
+    def loss_fn(params: Params, example: Example, key: Key[Array, ""]) -> Array:
+        output = apply(params, example.inputs, example.t, key)
+        return jnp.mean((output - example.output) ** 2)
+
+    def train_step(state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
+        key_draw, key_plan, key_time, key_noise, key_net = keys(seed, state.step)
+        source, target = draw(key_draw, data)
+        batch_size = len(source)
+        grouped = (batch_size // group_size, group_size)
+        pairs, stats = couple(
+            key_plan,
+            source.reshape(grouped + source.shape[1:]),
+            target.reshape(grouped + target.shape[1:]),
+        )
+        example = estimator.example(
+            key_noise,
+            pairs.source.reshape(source.shape),
+            pairs.target.reshape(target.shape),
+            stratified_times(key_time, batch_size),
+        )
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, example, key_net)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.global_norm(grads),
+            **{f"plan/{name}": jnp.mean(x) for name, x in stats._asdict().items()},
+        }
+        return TrainState(
+            step=state.step + 1,
+            params=params,
+            ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+            opt_state=opt_state,
+        ), metrics
+
+    return train_step
+
+
+class Optimizer(NamedTuple):
+    """An optax transformation and the learning rate it follows."""
+
+    update: optax.GradientTransformation
+    learning_rate: optax.Schedule
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    total_steps: int,
+    final_fraction: float = 0.0,
+    clip_norm: float = 1.0,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """AdamW after clipping by global norm; linear warm-up, then cosine decay.
+
+    Args:
+      learning_rate: the peak.
+      warmup_steps: from 0 to the peak.
+      total_steps: after which the rate is learning_rate * final_fraction.
+      final_fraction: 1 keeps the rate constant after the warm-up.
+      clip_norm: largest global norm of a gradient.
+      weight_decay: AdamW's.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=learning_rate,
+        warmup_steps=warmup_steps,
+        decay_steps=max(total_steps, warmup_steps + 1),
+        end_value=learning_rate * final_fraction,
+    )
+    return Optimizer(
+        optax.chain(
+            optax.clip_by_global_norm(clip_norm),
+            optax.adamw(schedule, b2=0.99, weight_decay=weight_decay),
+        ),
+        schedule,
+    )

@@ -1,0 +1,151 @@
+"""The UNet for images (Ho et al. 2020, with the FiLM of Dhariwal & Nichol 2021)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from eotjax.embedding import time_embedding
+
+Feature = Float[Array, "b h w c"]
+
+
+def group_norm(channels: int, dtype: jnp.dtype) -> nn.GroupNorm:
+    """Up to 32 groups of at least 4 channels, as many as divide the channels."""
+    groups = max(g for g in range(1, 33) if channels % g == 0 and channels // g >= 4)
+    return nn.GroupNorm(num_groups=groups, dtype=dtype)
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, conv, twice; time scales and shifts the second norm."""
+
+    channels: int
+    dropout: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Feature, time: Float[Array, "b e"], train: bool) -> Feature:
+        def conv(name: str, init: nn.initializers.Initializer) -> nn.Conv:
+            return nn.Conv(
+                self.channels, (3, 3), dtype=self.dtype, kernel_init=init, name=name
+            )
+
+        h = nn.silu(group_norm(x.shape[-1], self.dtype)(x))
+        h = conv("conv_in", nn.initializers.lecun_normal())(h)
+        film = nn.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(time))
+        scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
+        h = group_norm(self.channels, self.dtype)(h) * (1 + scale) + shift
+        h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
+        h = conv("conv_out", nn.initializers.zeros)(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
+        return x + h
+
+
+class SelfAttention(nn.Module):
+    """Attention over all positions of the image, with a residual."""
+
+    head_channels: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Feature) -> Feature:
+        b, h, w, c = x.shape
+        heads = max(c // self.head_channels, 1)
+        y = group_norm(c, self.dtype)(x).reshape(b, h * w, c)
+        qkv = nn.DenseGeneral((3, heads, c // heads), dtype=self.dtype, name="qkv")(y)
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        y = jax.nn.dot_product_attention(query, key, value)
+        y = nn.DenseGeneral(
+            c,
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=nn.initializers.zeros,
+            name="out",
+        )(y)
+        return x + y.reshape(b, h, w, c)
+
+
+class UNet(nn.Module):
+    """Maps inputs [b, h, w, c_in] and times [b] in [0, 1] to [b, h, w, channels].
+
+    h and w must be divisible by 2 ** (len(multipliers) - 1). Parameters are float32,
+    compute is `dtype`, the output is float32 and zero at initialisation.
+
+    Attributes:
+      channels: of the output.
+      width: channels at full resolution; level i has width * multipliers[i].
+      multipliers: one a resolution, each half of the one before.
+      blocks: residual blocks a level on the way down, one more on the way up.
+      attention: the image heights at which self-attention follows each block.
+      head_channels: channels of one attention head.
+      dropout: rate, inside the residual blocks.
+      remat: recompute the blocks' activations in the backward pass, to save memory.
+      dtype: of the computation.
+    """
+
+    channels: int
+    width: int = 64
+    multipliers: tuple[int, ...] = (1, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = ()
+    head_channels: int = 64
+    dropout: float = 0.0
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], *, train: bool = False
+    ) -> Float[Array, "b h w channels"]:
+        residual = ResidualBlock
+        if self.remat:
+            residual = nn.remat(ResidualBlock, static_argnums=(3,))
+
+        def block(x: Feature, channels: int, name: str) -> Feature:
+            x = residual(channels, self.dropout, self.dtype, name=name)(x, time, train)
+            if x.shape[1] in self.attention:
+                x = SelfAttention(
+                    self.head_channels, self.dtype, name=f"{name}_attention"
+                )(x)
+            return x
+
+        def conv(channels: int, stride: int, name: str) -> nn.Conv:
+            return nn.Conv(channels, (3, 3), stride, dtype=self.dtype, name=name)
+
+        time = nn.Dense(4 * self.width, dtype=self.dtype, name="time_in")(
+            time_embedding(t, self.width)
+        )
+        time = nn.Dense(4 * self.width, dtype=self.dtype, name="time_out")(
+            nn.silu(time)
+        )
+
+        x = conv(self.width, 1, "conv_in")(x)
+        skips = [x]
+        last = len(self.multipliers) - 1
+        for level, multiplier in enumerate(self.multipliers):
+            for i in range(self.blocks):
+                x = block(x, self.width * multiplier, f"down{level}_{i}")
+                skips.append(x)
+            if level < last:
+                x = conv(x.shape[-1], 2, f"down{level}_conv")(x)
+                skips.append(x)
+
+        x = block(x, x.shape[-1], "middle_0")
+        x = residual(x.shape[-1], self.dropout, self.dtype, name="middle_1")(
+            x, time, train
+        )
+
+        for level, multiplier in reversed(list(enumerate(self.multipliers))):
+            for i in range(self.blocks + 1):
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = block(x, self.width * multiplier, f"up{level}_{i}")
+            if level > 0:
+                x = x.repeat(2, axis=1).repeat(2, axis=2)
+                x = conv(x.shape[-1], 1, f"up{level}_conv")(x)
+
+        x = nn.silu(group_norm(x.shape[-1], self.dtype)(x))
+        out = nn.Conv(
+            self.channels, (3, 3), kernel_init=nn.initializers.zeros, name="conv_out"
+        )(x.astype(jnp.float32))
+        return out
