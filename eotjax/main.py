@@ -23,7 +23,7 @@ def parse(argv: list[str]) -> list[str]:
     """absl's parser, with every mistake told in one sentence."""
     try:
         rest = flags.FLAGS(argv)
-        len(CONFIG.value)  # a config that could not be loaded raises here
+        CONFIG.value.keys()  # a config that could not be loaded raises here
         return rest[:1]
     except AttributeError as error:  # how ml_collections tells of an unknown key
         name = re.findall(r"\w+", str(error))[0]
