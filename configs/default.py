@@ -46,7 +46,6 @@ def get_config(variants: str = "") -> ConfigDict:
     c.estimator = ConfigDict()
     c.estimator.name = "cde"  # cde (rho 0), cdiffe (rho 1) or cmde (rho as below)
     c.estimator.rho = 0.5  # cmde: the condition is noised rho times as fast
-    c.estimator.path = False  # sampling: the noised condition follows one path
     c.estimator.prediction = "v"  # what the network predicts: v, noise or data
 
     c.schedule = ConfigDict()
@@ -79,6 +78,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.sampling = ConfigDict()
     c.sampling.solver = "ddim"  # ancestral or ddim
     c.sampling.steps = 50
+    c.sampling.path = False  # cdiffe, cmde: the noised source follows one path
     c.sampling.batch_size = 64  # images translated at once, over all devices
     c.sampling.grid = 16  # test images in the grids
 

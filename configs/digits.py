@@ -7,24 +7,24 @@ def get_config(variants: str = ""):
     c = default.get_config()
     c.steps = 1_000
     c.sample_every = 500
-    c.batch_size = 64
+    c.batch_size = 128
 
     c.data.kind = "digits"
     c.data.image_size = (16, 16)
     c.data.channels = 1
     c.data.tint = True
 
-    c.coupling.group_size = 64
+    c.coupling.group_size = 128
     c.coupling.epsilon = 0.02
 
-    c.model.width = 24
-    c.model.multipliers = (1, 2)
+    c.model.width = 16
+    c.model.multipliers = (1, 2, 3)
     c.model.blocks = 1
     c.model.attention = ()
 
     c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup_steps = 50
-    c.optimizer.ema_decay = 0.99
+    c.optimizer.ema_decay = 0.995
 
     c.checkpoint.every = 500
     return default.apply_variants(c, variants, {})

@@ -69,7 +69,7 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore:
         rho=choose(
             {"cde": 0.0, "cdiffe": 1.0, "cmde": c.rho}, c.name, "estimator.name"
         ),
-        path=c.path,
+        path=config.sampling.path,
         clip=len(shape) == 3,
     )
 

@@ -188,11 +188,11 @@ def report(translator: export.Translator, splits: DataSet, folder: str | Path) -
 def run() -> int:
     """Evaluates the artefact that the command line names."""
     parser = argparse.ArgumentParser(description="Evaluates an artefact.")
-    parser.add_argument("--export", required=True, help="the folder of an artefact")
+    export.add_arguments(parser)
     parser.add_argument("--output", help="where to write (default: the artefact)")
     parser.add_argument("--data_path", help="instead of the config's data.path")
     arguments = parser.parse_args()
-    translator = export.load(arguments.export)
+    translator = export.load_named(arguments)
     if arguments.data_path:
         translator.config.data.path = arguments.data_path
     output = Path(arguments.output or arguments.export)

@@ -1,5 +1,6 @@
 """The inference artefact: averaged parameters and the config they belong to."""
 
+import argparse
 import json
 import zlib
 from collections.abc import Callable
@@ -111,7 +112,7 @@ def load(path: str | Path, **sampling) -> Translator:
 
     Args:
       path: the folder that `save` wrote, such as workdir/export.
-      **sampling: other values for the config's sampling keys (solver, steps,
+      **sampling: other values for the config's sampling keys (solver, steps, path,
         batch_size).
 
     Raises:
@@ -150,3 +151,22 @@ def load(path: str | Path, **sampling) -> Translator:
     params = checkpoint.load_tree(path / "params", abstract)
     params = jax.device_put(params, parallel.replicated(mesh))
     return Translator(config, shape, params, build.sampling(config, shape, mesh))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command-line arguments that `load_named` reads."""
+    parser.add_argument("--export", required=True, help="the folder of an artefact")
+    parser.add_argument("--solver", help="instead of the config's: ancestral or ddim")
+    parser.add_argument("--steps", type=int, help="of the solver")
+    parser.add_argument(
+        "--path",
+        action=argparse.BooleanOptionalAction,
+        help="cdiffe, cmde: let the noised source follow one path",
+    )
+
+
+def load_named(arguments: argparse.Namespace) -> Translator:
+    """Loads the artefact that the command line names, with its sampling options."""
+    given = {name: getattr(arguments, name) for name in ("solver", "steps", "path")}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return load(arguments.export, **chosen)

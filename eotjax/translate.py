@@ -80,7 +80,7 @@ def translate_folder(
 def run() -> int:
     """Translates the folder that the command line names; 1 where images were broken."""
     parser = argparse.ArgumentParser(description="Translates a folder of images.")
-    parser.add_argument("--export", required=True, help="the folder of an artefact")
+    export.add_arguments(parser)
     parser.add_argument("--input", required=True, help="a folder of source images")
     parser.add_argument("--output", required=True, help="a folder for translations")
     parser.add_argument("--seed", type=int, default=0, help="another one, other draws")
@@ -90,7 +90,7 @@ def run() -> int:
         parser.error("--num_samples must be at least 1")
     images.find(arguments.input)
     broken = translate_folder(
-        export.load(arguments.export),
+        export.load_named(arguments),
         arguments.input,
         arguments.output,
         seed=arguments.seed,
