@@ -1,7 +1,8 @@
 """Your own images: a folder with trainA, trainB, testA and testB (A to B).
 
 python -m eotjax.main --config=configs/folder.py --config.data.path=FOLDER --workdir=OUT
-Set data.image_size to what you want to get; the model grows with it by itself.
+For larger images set data.image_size and lengthen model.multipliers, one more for each
+doubling, so that attention stays at heights of 8 to 32.
 """
 
 from configs import default

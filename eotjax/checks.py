@@ -56,14 +56,23 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
 
 
 def check_shape(config: ConfigDict, shape: Shape) -> None:
-    """Raises UserError where the UNet cannot halve an image often enough."""
+    """Raises UserError where the UNet's levels do not fit the image."""
+    if len(shape) == 1:
+        return
     factor = 2 ** (len(config.model.multipliers) - 1)
-    if len(shape) == 3 and (shape[0] % factor or shape[1] % factor):
+    if shape[0] % factor or shape[1] % factor:
         raise UserError(
             f"images of {shape[0]}x{shape[1]} cannot be halved "
             f"{len(config.model.multipliers) - 1} times; make data.image_size a "
             f"multiple of {factor} or model.multipliers shorter."
         )
+    heights = [shape[0] // 2**level for level in range(len(config.model.multipliers))]
+    for height in config.model.attention:
+        if height not in heights:
+            raise UserError(
+                f"model.attention names the height {height}; the UNet's levels have "
+                f"{', '.join(map(str, heights))}: name some of these, or none: ()."
+            )
 
 
 def check_arrays(config: ConfigDict, array: np.ndarray) -> None:

@@ -44,12 +44,16 @@ class Four(NamedTuple, Generic[T]):
 
 
 class DataSet(NamedTuple):
-    """Both domains as they are used: training lazily, perhaps, testing in memory."""
+    """Both domains as they are used: training lazily, perhaps, testing in memory.
+
+    `resident` tells that the training arrays are small enough for the device's memory.
+    """
 
     train_source: Domain
     train_target: Domain
     test_source: np.ndarray
     test_target: np.ndarray
+    resident: bool
 
 
 def read_all(domain: Domain, label: str) -> np.ndarray:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from eotjax import batch, data, images
 from eotjax.checks import Shape, check_arrays, choose
-from eotjax.data import DataSet, Four, Lazy
+from eotjax.data import DataSet, Four
 
 
 def load(config: ConfigDict) -> DataSet:
@@ -42,9 +42,12 @@ def load(config: ConfigDict) -> DataSet:
     if isinstance(splits.train_source, np.ndarray):
         check_arrays(config, splits.train_source)
 
-    images_stored = len(splits.train_source) + len(splits.train_target)
-    gib = images_stored * np.prod((*stored, c.channels)) / 2**30
-    if gib <= c.device_gib:
+    one = np.prod((*stored, c.channels))  # bytes
+    if isinstance(splits.train_source, np.ndarray):
+        one = splits.train_source[0].nbytes
+    count = len(splits.train_source) + len(splits.train_target)
+    resident = bool(one * count <= c.device_gib * 2**30)
+    if resident:
         splits = splits._replace(
             train_source=data.read_all(splits.train_source, names.train_source),
             train_target=data.read_all(splits.train_target, names.train_target),
@@ -53,7 +56,9 @@ def load(config: ConfigDict) -> DataSet:
     test_target = data.read_all(splits.test_target, names.test_target)
     if c.tint:
         test_source, test_target = tint_test(test_source), tint_test(test_target)
-    return DataSet(splits.train_source, splits.train_target, test_source, test_target)
+    return DataSet(
+        splits.train_source, splits.train_target, test_source, test_target, resident
+    )
 
 
 def tint_test(grey: np.ndarray) -> np.ndarray:
@@ -68,8 +73,3 @@ def sample_shape(config: ConfigDict, splits: DataSet) -> Shape:
     if isinstance(splits.train_source, np.ndarray) and splits.train_source.ndim == 2:
         return splits.train_source.shape[1:]
     return (*config.data.image_size, 3 if config.data.tint else config.data.channels)
-
-
-def resident(splits: DataSet) -> bool:
-    """Whether the training images are whole in memory, to be put on the device."""
-    return not isinstance(splits.train_source, Lazy)

@@ -77,7 +77,7 @@ class Translator:
         x, digests = (np.concatenate([a] * num_samples) for a in (x, digests))
         index = np.repeat(np.arange(num_samples, dtype=np.uint32), len(source))
 
-        size = self.config.sampling.batch_size
+        size = self._chunk(len(x))
         report = Progress("translating", len(x), "images") if progress else None
         results = [np.zeros((0, *self.shape), np.float32)]
         for start in range(0, len(x), size):
@@ -91,6 +91,13 @@ class Translator:
         target = np.concatenate(results)
         target = images.to_uint8(target) if is_uint8 else target
         return target if num_samples == 1 else target.reshape(-1, *source.shape)
+
+    def _chunk(self, count: int) -> int:
+        """Images at once: about as many as needed, of few values, for each compiles."""
+        size = jax.device_count()
+        while size < min(count, self.config.sampling.batch_size):
+            size *= 2
+        return min(size, self.config.sampling.batch_size)
 
 
 def save(path: str | Path, *, config: ConfigDict, shape: Shape, step: int, params):

@@ -46,13 +46,13 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     shape = dataset.sample_shape(config, splits)
     checks.check_shape(config, shape)
     lengths = (len(splits.train_source), len(splits.train_target))
-    whole = dataset.resident(splits)
     print(
         f"data: train {lengths[0]} source, {lengths[1]} target; "
         f"test {len(splits.test_source)}, {len(splits.test_target)}; "
-        f"{'x'.join(map(str, shape))}, {'on the device' if whole else 'streamed'}"
+        f"{'x'.join(map(str, shape))}, "
+        + ("on the device" if splits.resident else "streamed")
     )
-    training = build.training(config, shape, lengths if whole else None, mesh)
+    training = build.training(config, shape, lengths if splits.resident else None, mesh)
     sample = build.sampling(config, shape, mesh)
     abstract = jax.eval_shape(training.init)
     print(
@@ -97,12 +97,14 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
 
     with Interruption() as interruption:
         data = training_data(config, splits, start, mesh)
+        print("compiling the step", flush=True)
         for done in range(start + 1, config.steps + 1):
             state, values = training.step(state, next(data))
             log.add(done, values)
             last = done == config.steps
             stop = interruption.agreed(done)
             if done % config.checkpoint.every == 0 or last or stop:
+                log.flush()  # saving waits for the device anyway
                 checkpoints.save(done, state)
             if done % config.sample_every == 0 or last:
                 write_grid(done)
@@ -132,7 +134,7 @@ def training_data(
     config: ConfigDict, splits: DataSet, start: int, mesh: Mesh
 ) -> Iterator[step.Data]:
     """What the step reads: the whole sets each time, or the batches in turn."""
-    if dataset.resident(splits):
+    if splits.resident:
         whole = {"source": splits.train_source, "target": splits.train_target}
         on_device = parallel.put(whole, parallel.replicated(mesh))
         while True:
