@@ -184,6 +184,7 @@ def sampling(config: ConfigDict, shape: Shape, mesh: Mesh) -> Callable[..., Arra
         return estimate.sample(apply, keys, source, times, solver)
 
     whole, cut = parallel.replicated(mesh), parallel.split(mesh)
-    return jax.jit(
+    jitted = jax.jit(
         sample, in_shardings=(whole, whole, cut, cut, cut), out_shardings=whole
     )
+    return lambda params, seed, *batch: jitted(params, seed, *parallel.put(batch, cut))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from eotjax import command, data, dataset, export, images
+from eotjax import command, data, dataset, export, images, parallel
 from eotjax.data import DataSet, Domain
 
 Row = dict[str, float]
@@ -173,6 +173,8 @@ def report(translator: export.Translator, splits: DataSet, folder: str | Path) -
     """Prints the table; writes evaluation.json and translations.png into `folder`."""
     folder = Path(folder)
     result, translated = evaluate(translator, splits)
+    if not parallel.is_leader():
+        return
     print(table(result["rows"]))
     (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {folder / 'evaluation.json'}")

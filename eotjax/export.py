@@ -105,6 +105,8 @@ def save(path: str | Path, *, config: ConfigDict, shape: Shape, step: int, param
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     checkpoint.save_tree(path / "params", params)
+    if not parallel.is_leader():
+        return
     description = {
         "format": FORMAT,
         "shape": list(shape),

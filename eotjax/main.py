@@ -1,5 +1,7 @@
 """Trains: python -m eotjax.main --config=configs/digits.py --workdir=FOLDER."""
 
+import contextlib
+import os
 import re
 import sys
 
@@ -42,7 +44,12 @@ def run() -> int:
     """Trains to the end, or until a signal asks to stop."""
     if DISTRIBUTED.value:
         parallel.start_processes()
-    return 0 if train.train(CONFIG.value, WORKDIR.value) else SIGTERM_STATUS
+    with contextlib.ExitStack() as quiet:
+        if not parallel.is_leader():  # all processes would print the same
+            nowhere = quiet.enter_context(open(os.devnull, "w"))
+            quiet.enter_context(contextlib.redirect_stdout(nowhere))
+        finished = train.train(CONFIG.value, WORKDIR.value)
+    return 0 if finished else SIGTERM_STATUS
 
 
 if __name__ == "__main__":

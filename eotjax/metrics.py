@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from eotjax import parallel
 from eotjax.errors import UserError
 
 
@@ -57,12 +58,15 @@ class Writer:
 
     def __init__(self, folder: Path, *, step: int, tensorboard: bool):
         """Goes on after `step`: later lines, of an interrupted run, are dropped."""
+        self._leader = parallel.is_leader()
+        self._tensorboard = None
+        if not self._leader:
+            return
         self._path = folder / "metrics.jsonl"
         if self._path.exists():
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= step]
             self._path.write_text("".join(line + "\n" for line in kept))
-        self._tensorboard = None
         if tensorboard:
             try:
                 from clu import metric_writers
@@ -78,6 +82,8 @@ class Writer:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line {"step": ..., name: value, ...}."""
+        if not self._leader:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self._tensorboard is not None:

@@ -1,5 +1,6 @@
 """All devices as one: a mesh with the axis `data`, and what is laid out along it."""
 
+import os
 from collections.abc import Callable, Sequence
 
 import jax
@@ -14,9 +15,21 @@ def start_processes() -> None:
     """Joins this process to the others of a run on several hosts.
 
     Cloud TPU pods, SLURM and Open MPI are recognised by JAX; elsewhere set
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID.
     """
-    jax.distributed.initialize()
+
+    def number(name: str) -> int | None:
+        return int(os.environ[name]) if name in os.environ else None
+
+    jax.distributed.initialize(
+        num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID")
+    )
+
+
+def is_leader() -> bool:
+    """Whether this process, of several perhaps, is the one that prints and writes."""
+    return jax.process_index() == 0
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

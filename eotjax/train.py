@@ -91,6 +91,8 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         picture = images.grid(
             [sources, translate(sources)], zoom=max(64 // shape[0], 1)
         )
+        if not parallel.is_leader():
+            return
         (workdir / "samples").mkdir(exist_ok=True)
         images.write(workdir / "samples" / f"step_{done:07d}.png", picture)
         writer.image(done, "translations", picture)

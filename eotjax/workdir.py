@@ -4,9 +4,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
+from eotjax import parallel
 from eotjax.errors import UserError
 
 # A run may go on with other values of these: they do not touch its course.
@@ -42,7 +42,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
                 f"{workdir} belongs to a run of another config ({'; '.join(differing)})"
                 "; choose a new --workdir, or set these keys back."
             )
-    if jax.process_index() == 0:
+    if parallel.is_leader():
         workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(new, indent=2) + "\n")
 
