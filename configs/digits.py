@@ -15,7 +15,6 @@ def get_config(variants: str = ""):
     c.data.tint = True
 
     c.coupling.group_size = 128
-    c.coupling.epsilon = 0.02
 
     c.model.width = 16
     c.model.multipliers = (1, 2, 3)

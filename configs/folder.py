@@ -42,5 +42,4 @@ def mnist(c) -> None:
     c.data.tint = True
     c.data.flip = False
     c.data.crop_margin = 0
-    c.coupling.epsilon = 0.02
     c.model.multipliers = (1, 2, 3)

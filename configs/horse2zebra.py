@@ -16,6 +16,7 @@ def get_config(variants: str = ""):
     c.data.flip = True
 
     c.coupling.group_size = 64
+    c.coupling.epsilon = 0.01
 
     c.model.width = 128
     c.model.multipliers = (1, 1, 2, 2, 4, 4)

@@ -10,10 +10,13 @@ from configs import default
 def get_config(variants: str = ""):
     c = default.get_config()
     c.data.kind = "npz"
-    c.batch_size = 256
-    c.coupling.group_size = 256
-    c.model.width = 128
+    return default.apply_variants(c, variants, {"vectors": vectors})
+
+
+def vectors(c) -> None:
+    """An MLP and larger batches, for float32 [n, d]."""
+    c.batch_size = c.coupling.group_size = 256
+    c.model.width = 256
     c.model.blocks = 3
     c.optimizer.learning_rate = 1e-3
     c.sampling.batch_size = 1024
-    return default.apply_variants(c, variants, {})

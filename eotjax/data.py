@@ -1,5 +1,6 @@
 """Data sources: each gives the training and test images (or vectors) of two domains."""
 
+import dataclasses
 import io
 import os
 import zipfile
@@ -18,7 +19,8 @@ from eotjax.metrics import Progress
 Decode = Callable[[str | Path | IO[bytes]], np.ndarray]
 
 
-class Lazy(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Lazy:
     """A domain that is decoded image by image; `read(i)` is safe in many threads."""
 
     length: int

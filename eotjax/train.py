@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 from clu import parameter_overview
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from eotjax import (
@@ -18,12 +18,12 @@ from eotjax import (
     images,
     metrics,
     parallel,
+    run_folder,
     step,
 )
 from eotjax.checkpoint import Checkpoints
 from eotjax.data import DataSet
 from eotjax.interruption import Interruption
-from eotjax.workdir import claim
 
 
 def train(config: ConfigDict, workdir: str | Path) -> bool:
@@ -40,7 +40,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     devices = mesh.devices.flat
     print(f"devices: {mesh.size} {devices[0].device_kind} ({devices[0].platform})")
     checks.check_config(config, mesh.size)
-    claim(workdir, config)
+    run_folder.check(workdir, config)
 
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
@@ -54,24 +54,9 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     )
     training = build.training(config, shape, lengths if splits.resident else None, mesh)
     sample = build.sampling(config, shape, mesh)
-    abstract = jax.eval_shape(training.init)
-    print(
-        parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
-    )
-
+    run_folder.claim(workdir, config)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    if checkpoints.latest_step() is None:
-        state = training.init()
-    else:
-        layout = parallel.replicated(mesh)
-        state = checkpoints.restore(
-            jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout),
-                abstract,
-            )
-        )
-        print(f"going on from step {int(state.step)}")
-
+    state = first_state(training, checkpoints, parallel.replicated(mesh))
     start = int(state.step)
     writer = metrics.Writer(workdir, step=start, tensorboard=config.tensorboard)
     log = metrics.Log(
@@ -85,9 +70,9 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     sources = splits.test_source[: config.sampling.grid]
 
     def write_grid(done: int) -> None:
-        translate = export.Translator(config, shape, state.ema_params, sample)
         if len(shape) == 1:
             return
+        translate = export.Translator(config, shape, state.ema_params, sample)
         picture = images.grid(
             [sources, translate(sources)], zoom=max(64 // shape[0], 1)
         )
@@ -130,6 +115,24 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     translate = export.Translator(config, shape, state.ema_params, sample)
     evaluate.report(translate, splits, workdir / "export")
     return True
+
+
+def first_state(
+    training: build.Training, checkpoints: Checkpoints, layout: NamedSharding
+) -> step.TrainState:
+    """The newest checkpoint's state, or a new one; prints its parameters."""
+    abstract = jax.eval_shape(training.init)
+    overview = parameter_overview.get_parameter_overview
+    print(overview(abstract.params, include_stats=False))
+    if checkpoints.latest_step() is None:
+        return training.init()
+    state = checkpoints.restore(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), abstract
+        )
+    )
+    print(f"going on from step {int(state.step)}")
+    return state
 
 
 def training_data(

@@ -1,0 +1,54 @@
+"""Compiles a config's training step without running it, and prints what it costs.
+
+PYTHONPATH=. XLA_FLAGS=--xla_force_host_platform_device_count=8 python \\
+  benchmarks/trace_step.py --config=configs/horse2zebra.py --train_images=1067,1334
+
+FLOPs are those of the whole step, over all devices, recomputation included; bytes are
+one device's, by the compiled step's own analysis. Nothing of that size is allocated.
+"""
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from ml_collections import config_flags
+
+from eotjax import build, checks, parallel
+
+CONFIG = config_flags.DEFINE_config_file("config")
+TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+
+
+def main(_) -> None:
+    config = CONFIG.value
+    mesh = parallel.make_mesh()
+    checks.check_config(config, mesh.size)
+    c = config.data
+    shape = (*c.image_size, 3 if c.tint else c.channels)
+    checks.check_shape(config, shape)
+    lengths = tuple(map(int, TRAIN_IMAGES.value))
+    stored = (*(n + c.crop_margin for n in c.image_size), c.channels)
+    source, target = (jax.ShapeDtypeStruct((n, *stored), jnp.uint8) for n in lengths)
+
+    training = build.training(config, shape, lengths, mesh)
+    state = jax.eval_shape(training.init)
+    lowered = training.step.lower(state, {"source": source, "target": target})
+    compiled = lowered.compile()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    print(
+        f"devices: {mesh.size} {mesh.devices.flat[0].platform}, jax {jax.__version__}"
+    )
+    print(f"parameters: {parameters / 1e6:.1f} M")
+    print(f"step: {lowered.cost_analysis()['flops'] / 1e12:.1f} TFLOP")
+    print(
+        f"per device: {memory.argument_size_in_bytes / 2**30:.2f} GiB state and data, "
+        f"{memory.temp_size_in_bytes / 2**30:.2f} GiB temporary"
+    )
+    for name in COLLECTIVES:
+        print(f"{name}: {text.count(f' {name}(') + text.count(f' {name}-start(')}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)
