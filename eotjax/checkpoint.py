@@ -1,5 +1,7 @@
 """Saving and restoring a run (orbax-checkpoint; its v1 interface is used only here)."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -9,18 +11,39 @@ from orbax.checkpoint import v1 as ocp
 from eotjax.errors import UserError
 
 
+@contextlib.contextmanager
+def _told(what: str, remedy: str) -> Iterator[None]:
+    """Whatever orbax raises (it has many kinds), as one sentence."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"cannot {what} ({lines[0]}); {remedy}") from error
+
+
 class Checkpoints:
-    """The checkpoints of one run: written atomically, in the background."""
+    """The checkpoints of one run: written atomically, in the background.
+
+    A save that failed raises UserError at the next call.
+    """
 
     def __init__(self, folder: str | Path, *, keep: int):
         """Args: folder: made on first use. keep: how many of the latest stay."""
-        self._checkpointer = ocp.training.Checkpointer(
-            Path(folder).absolute(),
-            preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-                1
-            ),
+        self._folder = Path(folder).absolute()
+        self._saving = (
+            f"save a checkpoint in {self._folder}",
+            "mend that (is the disk full?) and give the same command again: it goes on "
+            "from the last whole checkpoint.",
         )
+        policies = ocp.training
+        with _told(*self._saving):
+            self._checkpointer = ocp.training.Checkpointer(
+                self._folder,
+                preservation_policy=policies.preservation_policies.LatestN(keep),
+                save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(
+                    1
+                ),
+            )
 
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint, None where there is none."""
@@ -29,20 +52,26 @@ class Checkpoints:
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts saving; returns once `state` may be overwritten."""
-        self._checkpointer.save_async(step, state)
+        with _told(*self._saving):
+            self._checkpointer.save_async(step, state)
 
     def restore(self, abstract_state: PyTree) -> PyTree:
         """The newest state, laid out as the shardings of `abstract_state` say."""
-        return self._checkpointer.load(None, abstract_state)
+        newest = self._folder / str(self.latest_step())
+        remedy = f"remove {newest} to go on from the checkpoint before it."
+        with _told(f"restore {newest}", remedy):
+            return self._checkpointer.load(None, abstract_state)
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        self._checkpointer.close()
+        with _told(*self._saving):
+            self._checkpointer.close()
 
 
 def save_tree(path: str | Path, tree: PyTree) -> None:
     """Writes one pytree of arrays, replacing what is there."""
-    ocp.save(Path(path).absolute(), tree, overwrite=True)
+    with _told(f"write {path}", "mend that (is the disk full?) and try again."):
+        ocp.save(Path(path).absolute(), tree, overwrite=True)
 
 
 def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
@@ -55,10 +84,8 @@ def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract
     )
-    try:
+    remedy = (
+        "the folder must be one that eotjax wrote, whole, with its own config.json."
+    )
+    with _told(f"restore the parameters in {path}", remedy):
         return ocp.load(Path(path).absolute(), abstract)
-    except Exception as error:  # orbax raises many kinds
-        raise UserError(
-            f"cannot restore the parameters in {path} ({str(error).splitlines()[0]}); "
-            "the folder must be one that eotjax wrote, whole, with its own config.json."
-        ) from error
