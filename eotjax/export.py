@@ -116,7 +116,7 @@ def save(path: str | Path, *, config: ConfigDict, shape: Shape, step: int, param
     (path / "config.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
-def load(path: str | Path, **sampling) -> Translator:
+def load(path: str | Path, /, **sampling) -> Translator:
     """Loads an artefact.
 
     Args:
