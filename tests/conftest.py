@@ -1,0 +1,130 @@
+"""What all tests share: eight CPU devices, checked shapes, small data, one run."""
+
+import atexit
+import functools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jaxtyping
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+
+# Subprocesses inherit all of these.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=1",  # compiles in half the time
+    ]
+)
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the same programs, many times
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="eotjax_tests_")
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+sys.path.insert(0, str(ROOT))
+
+# Every annotated shape is checked at run time. Not in these modules: beartype does not
+# know generic named tuples.
+UNCHECKED = {"__init__", "data", "dataset", "step", "unet", "mlp", "sampler", "estimators"}
+MODULES = {path.stem for path in (ROOT / "eotjax").glob("*.py")} - UNCHECKED
+jaxtyping.install_import_hook(
+    [f"eotjax.{name}" for name in sorted(MODULES)], "beartype.beartype"
+)
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from ott.solvers.linear import sinkhorn  # noqa: E402
+
+from configs import digits  # noqa: E402
+from eotjax import train as training  # noqa: E402
+
+solve = sinkhorn.Sinkhorn.__call__
+
+
+@functools.wraps(solve)
+def solve_promoting_ranks(*args, **kwargs):
+    """ott-jax's own arithmetic needs what the tests forbid in ours."""
+    with jax.numpy_rank_promotion("allow"):
+        return solve(*args, **kwargs)
+
+
+sinkhorn.Sinkhorn.__call__ = solve_promoting_ranks
+
+
+@pytest.fixture
+def smoke():
+    """Makes configs/digits.py:smoke with some keys changed, data__flip=True."""
+
+    def make(**changes):
+        config = digits.get_config("smoke")
+        for name, value in changes.items():
+            *group, key = name.split("__")
+            (config[group[0]] if group else config)[key] = value
+        return config
+
+    return make
+
+
+@pytest.fixture
+def write_images():
+    """Writes random RGB images as PNG files; returns their pixels by name."""
+
+    def write(folder, count, size=(20, 24), seed=0):
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(seed).integers(
+            0, 256, (count, *size, 3), dtype=np.uint8
+        )
+        names = [f"{seed}_{index:03d}.png" for index in range(count)]
+        for name, image in zip(names, pixels, strict=True):
+            Image.fromarray(image).save(folder / name)
+        return dict(zip(names, pixels, strict=True))
+
+    return write
+
+
+@pytest.fixture
+def image_folder(tmp_path, write_images):
+    """CycleGAN's layout: random images of 20x24 in four folders of unequal sizes."""
+    counts = {"trainA": 5, "trainB": 3, "testA": 2, "testB": 1}
+    for seed, (name, count) in enumerate(counts.items()):
+        write_images(tmp_path / "images" / name, count, seed=seed)
+    return tmp_path / "images"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A finished run of configs/digits.py:smoke: its workdir."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    assert training.train(digits.get_config("smoke"), workdir)
+    return workdir
+
+
+@pytest.fixture
+def command():
+    """Runs `python -m module *arguments` from the repository's root."""
+
+    def run(module, *arguments, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+
+    return run

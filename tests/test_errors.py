@@ -1,0 +1,135 @@
+"""What a user does wrong is told in one sentence, by the real commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs import default, folder, npz
+from eotjax import UserError, train
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(*arguments, module="main", devices=1):
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", f"eotjax.{module}", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert "Traceback" not in said
+    return said
+
+
+def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path):
+    said = command(
+        "--config=configs/digits.py",
+        "--config.data.chanels=3",
+        f"--workdir={tmp_path}",
+    )
+    assert "--config.data.chanels" in said
+    assert "channels" in said
+
+
+def test_an_unknown_variant_is_answered_with_the_known(tmp_path):
+    said = command("--config=configs/digits.py:bridg", f"--workdir={tmp_path}")
+    assert "'bridg'" in said
+    assert "cdiffe" in said
+
+
+def test_a_missing_config_is_named(tmp_path):
+    said = command("--config=configs/none.py", f"--workdir={tmp_path}")
+    assert "configs/none.py" in said
+
+
+def test_a_batch_that_eight_devices_cannot_share_is_refused(tmp_path):
+    said = command(
+        "--config=configs/digits.py:smoke",
+        "--config.batch_size=12",
+        "--config.coupling.group_size=12",
+        f"--workdir={tmp_path}",
+        devices=8,
+    )
+    assert "batch_size 12" in said
+    assert "8 devices" in said
+
+
+def test_a_missing_artefact_is_named(tmp_path):
+    assert str(tmp_path / "none") in command(
+        f"--export={tmp_path / 'none'}", module="evaluate"
+    )
+
+
+def refusal(config, workdir) -> str:
+    with pytest.raises(UserError) as caught:
+        train.train(config, workdir)
+    assert "\n" not in str(caught.value)
+    assert not (workdir / "config.json").exists(), "a refused run claims no folder"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("coupling.group_size", 3, "does not divide"),
+        ("coupling.epsilon", 0.0, "positive"),
+        ("coupling.relative", "median", "mean"),
+        ("coupling.method", "exact", "entropic"),
+        ("estimator.name", "bridg", "cdiffe"),
+        ("estimator.rho", 2.0, "0 to 1"),
+        ("estimator.prediction", "score", "noise"),
+        ("schedule.name", "linear", "vp_linear"),
+        ("sampling.solver", "euler", "ddim"),
+        ("model.dtype", "float16", "bfloat16"),
+        ("model.multipliers", (1, 1, 1, 1, 1, 1), "multiple of 32"),
+        ("model.attention", (5,), "height 5"),
+        ("data.kind", "zip", "folder"),
+        ("data.tint", True, "data.channels = 1"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused(tmp_path, key, value, expected):
+    config = default.get_config("smoke")
+    config.data.kind = "npz"
+    config.data.path = str(tmp_path / "data.npz")
+    config.data.image_size = (16, 16)
+    config.model.attention = ()
+    images = np.zeros((4, 16, 16, 3), np.uint8)
+    np.savez(
+        config.data.path, trainA=images, trainB=images, testA=images, testB=images
+    )
+    config.update_from_flattened_dict({key: value})
+    assert expected in refusal(config, tmp_path / "run")
+
+
+def test_a_missing_and_an_empty_folder_are_named(tmp_path):
+    config = folder.get_config("smoke")
+    assert "data.path" in refusal(config, tmp_path / "run")
+    config.data.path = str(tmp_path / "data")
+    assert str(tmp_path / "data" / "trainA") in refusal(config, tmp_path / "run")
+    (tmp_path / "data" / "trainA").mkdir(parents=True)
+    assert "holds no image" in refusal(config, tmp_path / "run")
+
+
+def test_arrays_of_another_size_than_the_config_says_are_refused(tmp_path):
+    config = npz.get_config("smoke")
+    config.data.path = str(tmp_path / "data.npz")
+    images = np.zeros((4, 28, 28, 1), np.uint8)
+    np.savez(
+        config.data.path, trainA=images, trainB=images, testA=images, testB=images
+    )
+    said = refusal(config, tmp_path / "run")
+    assert "28x28x1" in said
+    assert "data.image_size = (28, 28)" in said
