@@ -76,7 +76,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.optimizer.ema_decay = 0.999  # of the averaged parameters that are exported
 
     c.sampling = ConfigDict()
-    c.sampling.solver = "ddim"  # ancestral or ddim
+    c.sampling.solver = "ancestral"  # or ddim
     c.sampling.steps = 50
     c.sampling.path = False  # cdiffe, cmde: the noised source follows one path
     c.sampling.batch_size = 64  # images translated at once, over all devices
