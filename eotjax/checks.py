@@ -17,71 +17,83 @@ def choose(options: dict[str, Any], name: str, key: str) -> Any:
     return options[name]
 
 
+def require(condition: bool, sentence: str) -> None:
+    """Raises UserError(sentence) where the condition does not hold."""
+    if not condition:
+        raise UserError(sentence)
+
+
 def check_config(config: ConfigDict, num_devices: int) -> None:
     """Raises UserError where the numbers of a config do not fit each other."""
-    size, group = config.batch_size, config.coupling.group_size
-    if size <= 0 or size % num_devices:
-        raise UserError(
-            f"batch_size {size} cannot be cut over {num_devices} devices; make it a "
-            f"multiple of {num_devices}."
+    c = config
+    for name, size in (
+        ("batch_size", c.batch_size),
+        ("sampling.batch_size", c.sampling.batch_size),
+    ):
+        require(
+            size > 0 and size % num_devices == 0,
+            f"{name} {size} cannot be cut over {num_devices} devices; make it a "
+            f"multiple of {num_devices}.",
         )
-    if group <= 0 or size % group:
-        raise UserError(
-            f"coupling.group_size {group} does not divide batch_size {size}; choose a "
-            "group size that does."
-        )
-    if config.sampling.batch_size <= 0 or config.sampling.batch_size % num_devices:
-        raise UserError(
-            f"sampling.batch_size {config.sampling.batch_size} cannot be cut over "
-            f"{num_devices} devices; make it a multiple of {num_devices}."
-        )
-    for key in ("steps", "log_every", "sample_every"):
-        if config[key] <= 0:
-            raise UserError(f"{key} is {config[key]}; it must be at least 1.")
-    for key, low in (("every", 1), ("keep", 1)):
-        if config.checkpoint[key] < low:
-            raise UserError(f"checkpoint.{key} must be at least {low}.")
-    if config.sampling.steps <= 0:
-        raise UserError(f"sampling.steps is {config.sampling.steps}; take 1 or more.")
-    if config.coupling.epsilon <= 0:
-        raise UserError(
-            f"coupling.epsilon is {config.coupling.epsilon}; it must be positive."
-        )
-    if not 0 <= config.estimator.rho <= 1:
-        raise UserError(f"estimator.rho is {config.estimator.rho}; take 0 to 1.")
-    if config.data.channels not in (1, 3):
-        raise UserError(f"data.channels is {config.data.channels}; it must be 1 or 3.")
-    if config.data.tint and config.data.channels != 1:
-        raise UserError("data.tint colours grey images: set data.channels = 1.")
+    group = c.coupling.group_size
+    require(
+        group > 0 and c.batch_size % group == 0,
+        f"coupling.group_size {group} does not divide batch_size {c.batch_size}; take "
+        "one that does.",
+    )
+    for name, count in (
+        ("steps", c.steps),
+        ("log_every", c.log_every),
+        ("sample_every", c.sample_every),
+        ("checkpoint.every", c.checkpoint.every),
+        ("checkpoint.keep", c.checkpoint.keep),
+        ("sampling.steps", c.sampling.steps),
+        ("sampling.grid", c.sampling.grid),
+        ("coupling.max_iterations", c.coupling.max_iterations),
+    ):
+        require(count > 0, f"{name} is {count}; it must be at least 1.")
+    epsilon, rho = c.coupling.epsilon, c.estimator.rho
+    require(epsilon > 0, f"coupling.epsilon is {epsilon}; it must be positive.")
+    require(0 <= rho <= 1, f"estimator.rho is {rho}; it must be in 0 to 1.")
+    require(
+        c.data.channels in (1, 3),
+        f"data.channels is {c.data.channels}; it must be 1 or 3.",
+    )
+    require(
+        c.data.channels == 1 or not c.data.tint,
+        "data.tint colours grey images: set data.channels = 1.",
+    )
 
 
 def check_shape(config: ConfigDict, shape: Shape) -> None:
     """Raises UserError where the UNet's levels do not fit the image."""
     if len(shape) == 1:
         return
-    factor = 2 ** (len(config.model.multipliers) - 1)
-    if shape[0] % factor or shape[1] % factor:
-        raise UserError(
-            f"images of {shape[0]}x{shape[1]} cannot be halved "
-            f"{len(config.model.multipliers) - 1} times; make data.image_size a "
-            f"multiple of {factor} or model.multipliers shorter."
-        )
-    heights = [shape[0] // 2**level for level in range(len(config.model.multipliers))]
+    halvings = len(config.model.multipliers) - 1
+    factor = 2**halvings
+    require(
+        shape[0] % factor == 0 and shape[1] % factor == 0,
+        f"images of {shape[0]}x{shape[1]} cannot be halved {halvings} times; make "
+        f"data.image_size a multiple of {factor} or model.multipliers shorter.",
+    )
+    heights = [shape[0] // 2**level for level in range(halvings + 1)]
     for height in config.model.attention:
-        if height not in heights:
-            raise UserError(
-                f"model.attention names the height {height}; the UNet's levels have "
-                f"{', '.join(map(str, heights))}: name some of these, or none: ()."
-            )
+        require(
+            height in heights,
+            f"model.attention names the height {height}; the UNet's levels have "
+            f"{', '.join(map(str, heights))}: name some of these, or none: ().",
+        )
 
 
 def check_arrays(config: ConfigDict, array: np.ndarray) -> None:
     """Raises UserError where stored images are not what the config says."""
-    size, channels = tuple(config.data.image_size), config.data.channels
-    if array.ndim == 4 and array.shape[1:] != (*size, channels):
-        h, w, c = array.shape[1:]
-        raise UserError(
-            f"{config.data.path or config.data.kind} holds images of {h}x{w}x{c}, the "
-            f"config says {size[0]}x{size[1]}x{channels}: set data.image_size = "
-            f"({h}, {w}) and data.channels = {c}."
-        )
+    if array.ndim != 4:
+        return
+    said = (*config.data.image_size, config.data.channels)
+    h, w, c = array.shape[1:]
+    require(
+        (h, w, c) == said,
+        f"{config.data.path or config.data.kind} holds images of {h}x{w}x{c}, the "
+        f"config says {'x'.join(map(str, said))}: set data.image_size = ({h}, {w}) "
+        f"and data.channels = {c}.",
+    )

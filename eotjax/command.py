@@ -15,7 +15,7 @@ def exit_after(run: Callable[[], int]) -> NoReturn:
     A UserError, or a failed read or write, ends it with one sentence on standard error
     and status 1.
     """
-    # orbax tells of every file; its errors come with a traceback and are raised as well.
+    # orbax tells of every file, and of errors that it raises as well.
     logging.set_verbosity(logging.FATAL)
     try:
         sys.exit(run())

@@ -38,7 +38,16 @@ sys.path.insert(0, str(ROOT))
 
 # Every annotated shape is checked at run time. Not in these modules: beartype does not
 # know generic named tuples.
-UNCHECKED = {"__init__", "data", "dataset", "step", "unet", "mlp", "sampler", "estimators"}
+UNCHECKED = {
+    "__init__",
+    "data",
+    "dataset",
+    "step",
+    "unet",
+    "mlp",
+    "sampler",
+    "estimators",
+}
 MODULES = {path.stem for path in (ROOT / "eotjax").glob("*.py")} - UNCHECKED
 jaxtyping.install_import_hook(
     [f"eotjax.{name}" for name in sorted(MODULES)], "beartype.beartype"

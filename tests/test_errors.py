@@ -107,9 +107,7 @@ def test_a_value_that_does_not_fit_is_refused(tmp_path, key, value, expected):
     config.data.image_size = (16, 16)
     config.model.attention = ()
     images = np.zeros((4, 16, 16, 3), np.uint8)
-    np.savez(
-        config.data.path, trainA=images, trainB=images, testA=images, testB=images
-    )
+    np.savez(config.data.path, trainA=images, trainB=images, testA=images, testB=images)
     config.update_from_flattened_dict({key: value})
     assert expected in refusal(config, tmp_path / "run")
 
@@ -127,9 +125,7 @@ def test_arrays_of_another_size_than_the_config_says_are_refused(tmp_path):
     config = npz.get_config("smoke")
     config.data.path = str(tmp_path / "data.npz")
     images = np.zeros((4, 28, 28, 1), np.uint8)
-    np.savez(
-        config.data.path, trainA=images, trainB=images, testA=images, testB=images
-    )
+    np.savez(config.data.path, trainA=images, trainB=images, testA=images, testB=images)
     said = refusal(config, tmp_path / "run")
     assert "28x28x1" in said
     assert "data.image_size = (28, 28)" in said
