@@ -28,7 +28,7 @@ def indices(
 
 def hue_to_rgb(hue: Float[Array, "..."]) -> Float[Array, "... 3"]:
     """Fully saturated RGB in [0, 1] of a hue in turns (Smith 1978)."""
-    phase = hue[..., None] * 6 + jnp.array([0.0, 4.0, 2.0])
+    phase = jnp.stack([hue * 6 + offset for offset in (0, 4, 2)], axis=-1)
     return jnp.clip(jnp.abs(jnp.mod(phase, 6) - 3) - 1, 0, 1)
 
 

@@ -52,6 +52,11 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         ("coupling.max_iterations", c.coupling.max_iterations),
     ):
         require(count > 0, f"{name} is {count}; it must be at least 1.")
+    width = c.model.width
+    require(
+        width >= 4 and width % 2 == 0,
+        f"model.width is {width}; it must be even and at least 4.",
+    )
     epsilon, rho = c.coupling.epsilon, c.estimator.rho
     require(epsilon > 0, f"coupling.epsilon is {epsilon}; it must be positive.")
     require(0 <= rho <= 1, f"estimator.rho is {rho}; it must be in 0 to 1.")

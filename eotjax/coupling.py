@@ -90,12 +90,14 @@ def solve(
       max_iterations: where Sinkhorn stops at the latest.
     """
     units = {"": jnp.ones(()), "mean": jnp.mean(cost), "std": jnp.std(cost)}
-    epsilon_absolute = epsilon * units[relative]
+    # All points equal leave a cost without a unit, and any plan is as good.
+    epsilon_absolute = epsilon * jnp.maximum(units[relative], 1e-12)
     problem = linear_problem.LinearProblem(
         geometry.Geometry(cost_matrix=cost, epsilon=epsilon_absolute)  # type: ignore[arg-type]
     )
     solver = sinkhorn.Sinkhorn(threshold=threshold, max_iterations=max_iterations)
-    result = solver(problem)
+    with jax.numpy_rank_promotion("allow"):  # ott-jax needs it
+        result = solver(problem)
     return Plan(
         log_rows=jax.nn.log_softmax((result.g[None, :] - cost) / epsilon_absolute, 1),
         iterations=jnp.sum(result.errors != -1.0) * float(solver.inner_iterations),

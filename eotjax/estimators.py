@@ -87,7 +87,7 @@ class ConditionalScore:
         network: Network,
         keys: Keys,
         source: Image,
-        times: Float[Array, "steps+1"],
+        times: Float[Array, "times"],
         solver: Solver,
     ) -> Image:
         """Translates `source`, one key an image, along times from 1 down to 0."""

@@ -105,7 +105,7 @@ def write(path: str | Path, pixels: Pixels) -> None:
 
 def grid(
     rows: Sequence[UInt8[np.ndarray, "n h w c"]], *, zoom: int = 1, gap: int = 2
-) -> Pixels:
+) -> UInt8[np.ndarray, "height width c"]:
     """Rows of images of one size on a white sheet, every pixel `zoom` pixels wide."""
     n = max(len(row) for row in rows)
     height, width, channels = rows[0].shape[1:]

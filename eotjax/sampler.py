@@ -35,7 +35,7 @@ def integrate(
     step: Callable[[Keys, State, Time, Time], State],
     keys: Keys,
     state: State,
-    times: Float[Array, "steps+1"],
+    times: Float[Array, "times"],
 ) -> State:
     """Applies `step(keys, state, t, s)` over consecutive times; keys differ by step."""
 

@@ -38,7 +38,7 @@ class Schedule(NamedTuple):
         return derivative(self.alpha), derivative(self.sigma)
 
     def sde(self, t: Times) -> tuple[Times, Times]:
-        """(f, g^2) of dy = f(t) y dt + g(t) dw with these marginals.
+        """(f, g^2) of dy = f(t) y dt + g(t) dw with these marginals, for sigma(t) > 0.
 
         f = alpha' / alpha and g^2 = d(sigma^2)/dt - 2 f sigma^2 (Kingma et al. 2021,
         "Variational diffusion models", section 3.1, in continuous time).

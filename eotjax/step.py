@@ -1,7 +1,7 @@
 """The training step: draw a batch, couple, corrupt, regress, update, average."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """The part of an estimator that training needs."""
 
@@ -111,7 +112,7 @@ def make_train_step(
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             **{f"plan/{name}": jnp.mean(x) for name, x in stats._asdict().items()},
         }
         return TrainState(

@@ -94,6 +94,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
                 log.flush()  # saving waits for the device anyway
                 checkpoints.save(done, state)
             if done % config.sample_every == 0 or last:
+                log.flush()
                 write_grid(done)
             if stop and not last:
                 checkpoints.close()

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from eotjax.embedding import time_embedding
@@ -10,7 +11,7 @@ from eotjax.embedding import time_embedding
 Feature = Float[Array, "b h w c"]
 
 
-def group_norm(channels: int, dtype: jnp.dtype) -> nn.GroupNorm:
+def group_norm(channels: int, dtype: DTypeLike) -> nn.GroupNorm:
     """Up to 32 groups of at least 4 channels, as many as divide the channels."""
     groups = max(g for g in range(1, 33) if channels % g == 0 and channels // g >= 4)
     return nn.GroupNorm(num_groups=groups, dtype=dtype)
@@ -21,10 +22,12 @@ class ResidualBlock(nn.Module):
 
     channels: int
     dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Feature, time: Float[Array, "b e"], train: bool) -> Feature:
+    def __call__(
+        self, x: Feature, time: Float[Array, "b e"], train: bool
+    ) -> Float[Array, "b h w channels"]:
         def conv(name: str, init: nn.initializers.Initializer) -> nn.Conv:
             return nn.Conv(
                 self.channels, (3, 3), dtype=self.dtype, kernel_init=init, name=name
@@ -46,7 +49,7 @@ class SelfAttention(nn.Module):
     """Attention over all positions of the image, with a residual."""
 
     head_channels: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Feature) -> Feature:
@@ -92,7 +95,7 @@ class UNet(nn.Module):
     head_channels: int = 64
     dropout: float = 0.0
     remat: bool = False
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
@@ -102,7 +105,9 @@ class UNet(nn.Module):
         if self.remat:
             residual = nn.remat(ResidualBlock, static_argnums=(3,))
 
-        def block(x: Feature, channels: int, name: str) -> Feature:
+        def block(
+            x: Feature, channels: int, name: str
+        ) -> Float[Array, "b h w channels"]:
             x = residual(channels, self.dropout, self.dtype, name=name)(x, time, train)
             if x.shape[1] in self.attention:
                 x = SelfAttention(

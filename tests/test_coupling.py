@@ -180,10 +180,9 @@ def test_a_plan_that_stopped_too_early_says_so():
         assert stats.marginal_error[0] < 2e-3 if enough else stats.marginal_error > 0.1
 
 
-@pytest.mark.parametrize("relative", ["mean", "std"])
-def test_a_plan_of_relative_epsilon_1e_4_is_finite(relative):
+def test_a_plan_of_relative_epsilon_1e_4_is_finite():
     source, target = clouds(2, 32, 200)
-    couple = jax.jit(coupling.entropic(epsilon=1e-4, relative=relative))
+    couple = jax.jit(coupling.entropic(epsilon=1e-4, relative="mean"))
     pairs, stats = couple(jax.random.key(0), 100 * source, 100 * target)
     assert all(np.isfinite(x).all() for x in (*pairs, *stats))
 
