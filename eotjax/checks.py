@@ -60,6 +60,32 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     epsilon, rho = c.coupling.epsilon, c.estimator.rho
     require(epsilon > 0, f"coupling.epsilon is {epsilon}; it must be positive.")
     require(0 <= rho <= 1, f"estimator.rho is {rho}; it must be in 0 to 1.")
+    size = c.data.image_size
+    require(
+        len(size) == 2 and min(size) > 0,
+        f"data.image_size is {tuple(size)}; give (height, width), both positive.",
+    )
+    require(
+        c.data.crop_margin >= 0,
+        f"data.crop_margin is {c.data.crop_margin}; it must not be negative.",
+    )
+    multipliers = c.model.multipliers
+    require(
+        len(multipliers) > 0 and min(multipliers) > 0,
+        f"model.multipliers is {tuple(multipliers)}; give one or more, all positive.",
+    )
+    require(
+        0 <= c.model.dropout < 1,
+        f"model.dropout is {c.model.dropout}; it must be at least 0 and below 1.",
+    )
+    require(
+        0 < c.schedule.sigma_min < c.schedule.sigma_max,
+        "schedule.sigma_min must be positive and below schedule.sigma_max.",
+    )
+    require(
+        c.schedule.log_snr_min < c.schedule.log_snr_max,
+        "schedule.log_snr_min must be below schedule.log_snr_max.",
+    )
     require(
         c.data.channels in (1, 3),
         f"data.channels is {c.data.channels}; it must be 1 or 3.",

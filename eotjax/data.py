@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,7 +16,7 @@ from eotjax import images
 from eotjax.errors import UserError
 from eotjax.metrics import Progress
 
-Decode = Callable[[str | Path | IO[bytes]], np.ndarray]
+Decode = Callable[[str | Path | io.BytesIO], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,7 +198,7 @@ def tfds(
 def npz(path: str, names: Four[str]) -> Four[np.ndarray]:
     """Four arrays of one .npz file: uint8 [n, h, w, c] images or float32 [n, d]."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             absent = [name for name in names if name not in arrays]
             if absent:
                 raise UserError(
@@ -206,7 +206,7 @@ def npz(path: str, names: Four[str]) -> Four[np.ndarray]:
                     f"{', '.join(arrays)}."
                 )
             splits = Four(*(arrays[name] for name in names))
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
 from eotjax import build, checkpoint, images, parallel
-from eotjax.checks import Shape
+from eotjax.checks import Shape, require
 from eotjax.errors import UserError
 from eotjax.metrics import Progress
 
@@ -148,6 +148,9 @@ def load(path: str | Path, /, **sampling) -> Translator:
                 f"sampling has no {name!r}; it has {', '.join(config.sampling)}."
             )
         config.sampling[name] = value
+    for name in ("steps", "batch_size"):
+        count = config.sampling[name]
+        require(count > 0, f"sampling.{name} is {count}; it must be at least 1.")
     mesh = parallel.make_mesh()
     devices = mesh.size
     config.sampling.batch_size = -(-config.sampling.batch_size // devices) * devices

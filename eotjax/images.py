@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +36,7 @@ def find(folder: str | Path) -> list[Path]:
 
 
 def decode(
-    path: str | Path, *, size: tuple[int, int], channels: int, fit: Fit
+    path: str | Path | BytesIO, *, size: tuple[int, int], channels: int, fit: Fit
 ) -> Pixels:
     """Reads one image file as uint8 of exactly (height, width, channels).
 
@@ -104,7 +105,7 @@ def write(path: str | Path, pixels: Pixels) -> None:
 
 
 def grid(
-    rows: Sequence[UInt8[np.ndarray, "n h w c"]], *, zoom: int = 1, gap: int = 2
+    rows: Sequence[UInt8[np.ndarray, "_ h w c"]], *, zoom: int = 1, gap: int = 2
 ) -> UInt8[np.ndarray, "height width c"]:
     """Rows of images of one size on a white sheet, every pixel `zoom` pixels wide."""
     n = max(len(row) for row in rows)

@@ -1,5 +1,6 @@
 """The training run: wires the config's parts, then loops."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,28 +83,32 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         images.write(workdir / "samples" / f"step_{done:07d}.png", picture)
         writer.image(done, "translations", picture)
 
-    with Interruption() as interruption:
+    stop = False
+    with (
+        Interruption() as interruption,
+        contextlib.closing(checkpoints),  # also where the run fails
+        contextlib.closing(writer),
+    ):
         data = training_data(config, splits, start, mesh)
-        print("compiling the step", flush=True)
+        if start < config.steps:
+            print("compiling the step", flush=True)
         for done in range(start + 1, config.steps + 1):
             state, values = training.step(state, next(data))
             log.add(done, values)
             last = done == config.steps
-            stop = interruption.agreed(done)
+            stop = interruption.agreed(done) and not last
             if done % config.checkpoint.every == 0 or last or stop:
                 log.flush()  # saving waits for the device anyway
                 checkpoints.save(done, state)
             if done % config.sample_every == 0 or last:
                 log.flush()
                 write_grid(done)
-            if stop and not last:
-                checkpoints.close()
-                writer.close()
-                print(f"stopped at step {done}; the same command goes on from there")
-                return False
-    log.flush()
-    checkpoints.close()
-    writer.close()
+            if stop:
+                break
+        log.flush()
+    if stop:
+        print(f"stopped at step {done}; the same command goes on from there")
+        return False
 
     export.save(
         workdir / "export",

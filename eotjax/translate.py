@@ -33,7 +33,8 @@ def translate_folder(
       One sentence for each image that could not be read.
 
     Raises:
-      UserError: the model is not for images, or the folder is missing or empty.
+      UserError: the model is not for images, the folder is missing or empty, or it is
+        the output as well.
     """
     if len(translator.shape) != 3:
         raise UserError(
@@ -41,6 +42,11 @@ def translate_folder(
         )
     paths = images.find(source)
     output = Path(output)
+    if output.resolve() == Path(source).resolve():
+        raise UserError(
+            f"translations would be written over the images in {source}; give another "
+            "folder for the output."
+        )
     output.mkdir(parents=True, exist_ok=True)
     stems = Counter(path.stem for path in paths)
     progress = Progress("translating", len(paths), "images")

@@ -1,6 +1,7 @@
 """What all tests share: eight CPU devices, checked shapes, small data, one run."""
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -24,6 +25,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=1",  # compiles in half the time
     ]
 )
+# Eight devices share this machine's few cores: programs that overlap can wait for each
+# other's threads for ever.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
@@ -35,32 +39,55 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the same programs, many tim
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 sys.path.insert(0, str(ROOT))
 
-# Every annotated shape is checked at run time; beartype does not know the generic named
-# tuple of data.py.
-MODULES = {path.stem for path in (ROOT / "eotjax").glob("*.py")} - {"__init__", "data"}
-MODULES -= {"dataset"}
+# Every annotated shape is checked at run time. Not in these modules: beartype does not
+# know generic named tuples.
+UNCHECKED = {"__init__", "data", "dataset"}
+MODULES = {path.stem for path in (ROOT / "eotjax").glob("*.py")} - UNCHECKED
 jaxtyping.install_import_hook(
-    [f"eotjax.{name}" for name in sorted(MODULES)], "beartype.beartype"
+    [f"eotjax.{name}" for name in sorted(MODULES)],
+    # An int is a float to beartype, as it is to mypy.
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-from configs import digits  # noqa: E402
+from configs import digits, npz  # noqa: E402
 from eotjax import train as training  # noqa: E402
+
+
+def changed(config, changes):
+    """The config with keys set by names such as data__flip."""
+    for name, value in changes.items():
+        *group, key = name.split("__")
+        (config[group[0]] if group else config)[key] = value
+    return config
+
+
+def one_resolution():
+    """configs/digits.py:smoke with a UNet that compiles in half the time."""
+    return changed(digits.get_config("smoke"), {"model__multipliers": (1,)})
 
 
 @pytest.fixture
 def smoke():
-    """Makes configs/digits.py:smoke with some keys changed, data__flip=True."""
+    """Makes configs/digits.py:smoke, of one resolution, with some keys changed."""
+    return lambda **changes: changed(one_resolution(), changes)
+
+
+@pytest.fixture
+def vectors(tmp_path):
+    """Makes a smoke config of 3-vectors in a .npz file, with some keys changed."""
 
     def make(**changes):
-        config = digits.get_config("smoke")
-        for name, value in changes.items():
-            *group, key = name.split("__")
-            (config[group[0]] if group else config)[key] = value
-        return config
+        rng = np.random.default_rng(0)
+        sizes = {"trainA": 30, "trainB": 20, "testA": 12, "testB": 10}
+        arrays = {n: rng.normal(size=(k, 3)).astype("f4") for n, k in sizes.items()}
+        np.savez(tmp_path / "vectors.npz", **arrays)
+        config = npz.get_config("vectors,smoke")
+        config.data.path = str(tmp_path / "vectors.npz")
+        return changed(config, changes)
 
     return make
 
@@ -93,10 +120,17 @@ def image_folder(tmp_path, write_images):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A finished run of configs/digits.py:smoke: its workdir."""
+    """The workdir of a finished run of `smoke`."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    assert training.train(digits.get_config("smoke"), workdir)
+    assert training.train(one_resolution(), workdir)
     return workdir
+
+
+@pytest.fixture
+def collect_garbage():
+    """What a test leaves behind is collected, and warned of, before the next one."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

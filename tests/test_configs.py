@@ -1,73 +1,46 @@
-"""Every config builds its step; every key is documented and read."""
+"""Every config builds, at full size, and every key of theirs is read and explained."""
 
 import importlib
+import math
 import re
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default
-from eotjax import build, checks, parallel, train
+from configs import default, digits, horse2zebra
+from eotjax import build, checks, dataset, parallel, train
+from eotjax.errors import UserError
 
-ROOT = Path(__file__).parents[1]
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
-FULL_SIZE = [(name, "") for name in NAMES] + [
-    *(("digits", word) for word in ("cde", "cdiffe", "cmde", "independent", "smoke")),
-    ("folder", "small"),
-    ("folder", "mnist"),
-    ("horse2zebra", "narrow"),
-    ("horse2zebra", "cdiffe,independent"),
-]
+FILES = sorted(Path(default.__file__).parent.glob("*.py"))
+FILES = [path.stem for path in FILES if path.stem != "__init__"]
 
 
-def trace(config, shape):
-    """The step's output, abstractly: nothing of its size is allocated."""
-    mesh = parallel.make_mesh()
-    checks.check_config(config, mesh.size)
-    checks.check_shape(config, shape)
-    training = build.training(config, shape, (7, 5), mesh)
-    state = jax.eval_shape(training.init)
-    if len(shape) == 1:
-        stored, dtype = shape, jnp.float32
-    else:
-        margin = config.data.crop_margin
-        stored = (shape[0] + margin, shape[1] + margin, config.data.channels)
-        dtype = jnp.uint8
-    data = {
-        "source": jax.ShapeDtypeStruct((7, *stored), dtype),
-        "target": jax.ShapeDtypeStruct((5, *stored), dtype),
-    }
-    new, metrics = jax.eval_shape(training.step, state, data)
-    assert jax.tree.structure(new) == jax.tree.structure(state)
-    assert jax.tree.leaves(new) == jax.tree.leaves(state), "shapes and dtypes are kept"
-    assert all(value.shape == () for value in metrics.values())
+def get_config(name):
+    """The config that the command line calls configs/file.py:variants."""
+    file, _, variants = name.partition(":")
+    return importlib.import_module(f"configs.{file}").get_config(variants)
 
 
-@pytest.mark.parametrize(("name", "variant"), FULL_SIZE)
-def test_every_config_traces_in_full_size(name, variant):
-    config = importlib.import_module(f"configs.{name}").get_config(variant)
-    channels = 3 if config.data.tint else config.data.channels
-    trace(config, (*config.data.image_size, channels))
+def known_variants(file):
+    with pytest.raises(ValueError, match="no variant 'other'; there are") as told:
+        get_config(f"{file}:other")
+    return str(told.value).partition("there are ")[2].split(", ")
 
 
-def test_vectors_trace_through_the_mlp():
-    trace(importlib.import_module("configs.npz").get_config("vectors"), (5,))
+# The common variants in two configs, of small networks; cde is what all files choose.
+COMBINED = ["cdiffe,independent,smoke", "cmde,smoke"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_an_unknown_variant_is_answered_with_the_known(name):
-    config = importlib.import_module(f"configs.{name}")
-    with pytest.raises(ValueError, match=r"no variant 'x'; there are cde, cdiffe"):
-        config.get_config("cde,x")
-
-
-def test_the_words_choose_the_estimator():
-    for name in ("cde", "cdiffe", "cmde"):
-        assert default.get_config(name).estimator.name == name
+def names():
+    """Each file and its own variants at full size, and with the common variants."""
+    common = {"cde", *",".join(COMBINED).split(",")}
+    for file in FILES:
+        own = [variant for variant in known_variants(file) if variant not in common]
+        yield from (file, *(f"{file}:{variant}" for variant in [*COMBINED, *own]))
 
 
 def leaves(config, prefix=""):
@@ -78,58 +51,114 @@ def leaves(config, prefix=""):
             yield f"{prefix}{key}"
 
 
-def test_every_key_has_a_comment():
-    text = (ROOT / "configs" / "default.py").read_text()
-    assignments = re.findall(r"^    c\.([\w.]+) = (.*)$", text, re.M)
-    documented = {key for key, rest in assignments if "  # " in rest}
-    # Some neighbours share the comment of the first.
-    shared = {"beta_max", "log_snr_min", "sigma_max", "train_target", "test_source"}
-    shared |= {"test_target", "dropout", "learning_rate", "warmup_steps"}
-    shared |= {"weight_decay", "solver", "steps"}
-    for key in leaves(default.get_config()):
-        assert key in documented or key.split(".")[-1] in shared, key
+def abstract_data(config, name):
+    """Training sets of 100 and 90, without their pixels, and the network's shape."""
+    c = config.data
+    if "vectors" in name:
+        stored, dtype, shape = (5,), jnp.float32, (5,)
+    else:
+        height, width = c.image_size
+        stored = (height + c.crop_margin, width + c.crop_margin, c.channels)
+        dtype, shape = jnp.uint8, (height, width, 3 if c.tint else c.channels)
+    sets = {"source": 100, "target": 90}
+    return {
+        k: jax.ShapeDtypeStruct((n, *stored), dtype) for k, n in sets.items()
+    }, shape
 
 
-def test_every_key_is_read(tmp_path, monkeypatch, smoke, image_folder):
-    read = set()
-    original = ConfigDict.__getattr__
+@pytest.mark.parametrize("name", list(names()))
+def test_a_config_describes_a_step_that_keeps_the_state_what_it_is(name):
+    config = get_config(name)
+    data, shape = abstract_data(config, name)
+    checks.check_config(config, 8)
+    checks.check_shape(config, shape)
+    training = build.training(config, shape, (100, 90), parallel.make_mesh())
+    state = jax.eval_shape(training.init)
+    after, metrics = jax.eval_shape(training.step, state, data)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert {"loss", "grad_norm", "plan/entropy"} <= metrics.keys()
+    assert {x.shape for x in metrics.values()} == {()}
 
-    def recording(self, name):
-        if not name.startswith("_"):
-            read.add((id(self), name))
-        return original(self, name)
 
-    monkeypatch.setattr(ConfigDict, "__getattr__", recording)
-    unread = None
-    for number, changes in enumerate(
-        (
-            {"schedule__name": "vp_linear"},
-            {"schedule__name": "ve", "estimator__name": "cmde"},
-            {"data__kind": "folder", "data__path": str(image_folder)},
+def test_cde_is_the_default_and_variants_are_applied_in_turn():
+    for file in FILES:
+        assert get_config(f"{file}:cde") == get_config(file)
+    config = get_config("digits:cmde,independent,smoke")
+    assert config.estimator.name == "cmde"
+    assert config.coupling.method == "independent"
+    assert config.steps < digits.get_config().steps
+
+
+def test_horse2zebra_has_the_size_that_its_description_says():
+    config = horse2zebra.get_config()
+    training = build.training(config, (256, 256, 3), None, parallel.make_mesh())
+    params = jax.eval_shape(training.init).params
+    count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+    assert f"{count / 1e6:.1f} M parameters" in horse2zebra.__doc__
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_has_a_description_and_only_the_keys_of_default(file):
+    assert importlib.import_module(f"configs.{file}").__doc__
+    for variant in ("", *known_variants(file)):
+        assert set(leaves(get_config(f"{file}:{variant}"))) == set(
+            leaves(default.get_config())
         )
-    ):
-        config = smoke(steps=1, sampling__steps=1, **changes)
-        if config.data.kind == "folder":
-            config.data.channels, config.data.tint = 3, False
-        read.clear()
-        keys = set(leaves(config))
-        read.clear()
-        train.train(config, tmp_path / str(number))
-        groups = {id(config): ""}
-        for key, value in config._fields.items():
-            if isinstance(value, ConfigDict):
-                groups[id(value)] = f"{key}."
-        seen = {f"{groups[i]}{name}" for i, name in read if i in groups}
-        unread = keys - seen if unread is None else unread & (keys - seen)
-    assert unread <= {"data.name"}, "read where data.kind is tfds: test_data.py"
 
 
-def test_vectors_train_end_to_end(tmp_path):
-    config = importlib.import_module("configs.npz").get_config("vectors,smoke")
-    config.data.path = str(tmp_path / "vectors.npz")
-    rng = np.random.default_rng(0)
-    splits = ("trainA", "trainB", "testA", "testB")
-    arrays = {name: rng.normal(size=(20, 3)).astype(np.float32) for name in splits}
-    np.savez(config.data.path, **arrays)
-    assert train.train(config, tmp_path / "run")
-    assert (tmp_path / "run" / "export" / "evaluation.json").exists()
+def test_every_key_is_explained_beside_its_default_or_its_neighbours():
+    lines = Path(default.__file__).read_text().splitlines()
+    explained = set()
+    for before, line in pairwise(lines):
+        if match := re.match(r"    c\.([\w.]+) = ", line):
+            key, group = match[1], match[1].rpartition(".")[0]
+            neighbour = before.startswith(f"    c.{group}") and group in GROUPED
+            if "  # " in line or (neighbour and explained):
+                explained.add(key)
+    assert set(leaves(default.get_config())) - explained == set()
+
+
+@pytest.fixture
+def read_keys(monkeypatch):
+    """The keys that eotjax reads from configs, for more than to check them."""
+    groups = {frozenset(default.get_config()): ""}
+    for name, value in default.get_config().items():
+        if isinstance(value, ConfigDict):
+            groups[frozenset(value)] = f"{name}."
+    seen = set()
+
+    def recorded(original):
+        def read(self, key):
+            reader = sys._getframe(1).f_globals["__name__"]
+            if reader.startswith("eotjax.") and reader != "eotjax.checks":
+                seen.add(f"{groups[frozenset(self)]}{key}")
+            return original(self, key)
+
+        return read
+
+    for method in ("__getattr__", "__getitem__"):
+        original = getattr(ConfigDict, method)
+        monkeypatch.setattr(ConfigDict, method, recorded(original))
+    return seen
+
+
+def test_every_key_is_read_somewhere(read_keys, smoke, image_folder, tmp_path):
+    train.train(smoke(), tmp_path / "run")
+    for name in ("vp_linear", "vp_cosine", "ve"):
+        build.make_schedule(smoke(schedule__name=name))
+    build.estimator(smoke(estimator__name="cmde"), (16, 16, 3))
+    dataset.load(smoke(data__kind="folder", data__path=str(image_folder)))
+    with pytest.raises(UserError):
+        dataset.load(smoke(data__kind="tfds", data__name="no_such_set"))
+    assert set(leaves(default.get_config())) - read_keys == set()
+
+
+def test_reads_are_recorded_by_group_and_reader(read_keys, smoke):
+    config = smoke()
+    assert config.steps and config.sampling.batch_size and not read_keys
+    build.make_schedule(config)
+    assert {"schedule.name", "schedule.log_snr_max"} <= read_keys
+    assert "schedule.beta_min" not in read_keys and "data.name" not in read_keys

@@ -1,138 +1,265 @@
-"""A run: what it leaves, how it goes on, when it stops."""
+"""A run leaves what it promises, goes on where it was, and says why it stops."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from eotjax import UserError, build, dataset, parallel, train
+from eotjax import build, dataset, parallel, train
 from eotjax.checkpoint import Checkpoints
+from eotjax.errors import UserError
 from eotjax.interruption import Interruption
 
-ROOT = Path(__file__).parents[1]
+
+def lines(workdir):
+    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def files(folder):
+    """The contents of the files that eotjax itself writes, without orbax's."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for pattern in ("*", "samples/*", "export/*")
+        for path in folder.glob(pattern)
+        if path.is_file()
+    }
 
 
 def final_state(config, workdir):
+    """The newest checkpoint: parameters, their average, the optimiser's state."""
+    mesh = parallel.make_mesh()
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
-    mesh = parallel.make_mesh()
-    lengths = (len(splits.train_source), len(splits.train_target))
-    training = build.training(config, shape, lengths, mesh)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=1)
-    state = train.first_state(training, checkpoints, parallel.replicated(mesh))
+    state = jax.eval_shape(build.training(config, shape, (1, 1), mesh).init)
+    layout = parallel.replicated(mesh)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
+    restored = checkpoints.restore(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), state
+        )
+    )
     checkpoints.close()
-    return state
+    return jax.device_get(restored)
 
 
-def steps_of(workdir):
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["step"] for line in lines]
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Asks every run to stop after the given step, or, with None, no more."""
+
+    def at(step):
+        monkeypatch.setattr(Interruption, "agreed", lambda self, done: done == step)
+
+    return at
 
 
-def assert_equal(one, other):
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-def test_a_run_leaves_its_artefacts(trained):
-    for name in (
-        "config.json",
-        "metrics.jsonl",
-        "samples/step_0000004.png",
-        "export/config.json",
-        "export/evaluation.json",
-        "export/translations.png",
-    ):
-        assert (trained / name).is_file(), name
-    assert steps_of(trained) == [2, 4]
+def test_a_run_leaves_all_that_it_promises(trained):
+    assert json.loads((trained / "config.json").read_text())["steps"] == 4
+    written = lines(trained)
+    assert [line["step"] for line in written] == [2, 4]
+    for line in written:
+        assert {"loss", "grad_norm", "learning_rate", "plan/entropy"} <= line.keys()
+        assert all(np.isfinite(value) for value in line.values())
+        assert line["plan/converged"] == 1
+        assert line["plan/transport_cost"] < line["plan/independent_cost"]
+    assert (trained / "checkpoints" / "4").is_dir()
+    for picture in ("samples/step_0000004.png", "export/translations.png"):
+        with Image.open(trained / picture) as image:
+            assert image.mode == "RGB" and image.width > image.height
+    assert (trained / "export" / "params").is_dir()
     rows = json.loads((trained / "export" / "evaluation.json").read_text())["rows"]
     assert set(rows) == {"eotjax", "identity", "independent"}
 
 
-def test_200_steps_equal_100_and_restart_and_100_bit_for_bit(
-    smoke, tmp_path, monkeypatch
+def test_a_finished_run_that_is_started_again_changes_nothing(trained, smoke, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(trained, again)
+    assert train.train(smoke(), again)
+    before, after = files(trained), files(again)
+    assert len(before) >= 6 and before == after
+    states = [final_state(smoke(), workdir) for workdir in (trained, again)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Many steps on many devices take long on few cores."""
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+
+
+def test_200_steps_equal_100_a_restart_and_100(
+    vectors, tmp_path, interrupt, capsys, one_device
 ):
-    config = smoke(
-        steps=200, log_every=50, sample_every=200, checkpoint__every=100,
-        model__multipliers=(1,), sampling__steps=1,
-    )  # fmt: skip
+    config = vectors(steps=200, log_every=50, checkpoint__every=1_000)
+    interrupt(None)
     assert train.train(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Interruption, "agreed", lambda self, done: done == 100)
-        assert not train.train(config, tmp_path / "parts")
-    assert int(final_state(config, tmp_path / "parts").step) == 100
-    assert train.train(config, tmp_path / "parts")
-    whole, parts = (final_state(config, tmp_path / name) for name in ("whole", "parts"))
-    assert int(whole.step) == 200
-    assert_equal(whole, parts)
-    assert steps_of(tmp_path / "parts") == [50, 100, 150, 200]
+    interrupt(100)
+    assert not train.train(config, tmp_path / "cut")
+    assert "stopped at step 100" in capsys.readouterr().out
+    assert not (tmp_path / "cut" / "export").exists()
+    interrupt(None)
+    assert train.train(config, tmp_path / "cut")
+    assert "going on from step 100" in capsys.readouterr().out
+
+    states = [final_state(config, tmp_path / name) for name in ("whole", "cut")]
+    assert states[0].step == 200
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    whole, cut = lines(tmp_path / "whole"), lines(tmp_path / "cut")
+    assert [x["step"] for x in whole] == [x["step"] for x in cut] == [50, 100, 150, 200]
+    for a, b in zip(whole, cut, strict=True):
+        assert a["loss"] == b["loss"]
 
 
-def test_streaming_equals_holding_the_data_on_the_device(smoke, tmp_path):
-    states = []
-    for gib in (4.0, 0.0):
-        config = smoke(data__device_gib=gib)
-        assert train.train(config, tmp_path / str(gib))
-        states.append(final_state(config, tmp_path / str(gib)))
-    assert_equal(*states)
-
-
-def test_a_finished_run_given_again_changes_nothing(trained, smoke):
-    before = final_state(smoke(), trained)
-    assert train.train(smoke(), trained)
-    assert_equal(before, final_state(smoke(), trained))
-    assert steps_of(trained) == [2, 4]
-
-
-def test_the_folder_of_another_config_is_refused_by_the_keys_that_differ(
-    trained, smoke
+def test_images_go_on_bit_for_bit_from_a_step_between_two_log_lines(
+    trained, smoke, tmp_path, interrupt
 ):
-    with pytest.raises(UserError, match=r"model\.width was 8 and is 16"):
-        train.train(smoke(model__width=16), trained)
+    interrupt(1)
+    assert not train.train(smoke(), tmp_path)
+    interrupt(None)
+    assert train.train(smoke(), tmp_path)
+    states = [final_state(smoke(), workdir) for workdir in (trained, tmp_path)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert (tmp_path / "export" / "translations.png").read_bytes() == (
+        trained / "export" / "translations.png"
+    ).read_bytes()
 
 
-def test_sampling_may_differ_when_a_run_goes_on(trained, smoke):
-    assert train.train(smoke(sampling__steps=3), trained)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(smoke, tmp_path):
-    config = smoke(steps=40, optimizer__learning_rate=1e30, checkpoint__every=40)
-    with pytest.raises(UserError, match="learning_rate"):
-        train.train(config, tmp_path)
-
-
-def test_plans_that_do_not_converge_stop_the_run(smoke, tmp_path):
-    config = smoke(
-        coupling__epsilon=1e-4, coupling__max_iterations=1, checkpoint__every=4
-    )
-    with pytest.raises(UserError, match=r"marginal error .* raise coupling\.epsilon"):
-        train.train(config, tmp_path)
-
-
-def test_a_killed_run_saves_itself_and_says_how_to_go_on(tmp_path):
-    command = [
-        sys.executable, "-m", "eotjax.main", "--config=configs/digits.py:smoke",
-        "--config.steps=100000", "--config.log_every=1", f"--workdir={tmp_path}",
-        "--config.checkpoint.every=100000", "--config.sample_every=100000",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+def terminated(config_path, workdir, count):
+    """A real run of endless length, stopped once it has logged `count` steps."""
+    arguments = [
+        *(sys.executable, "-m", "eotjax.main", f"--workdir={workdir}"),
+        "--config=configs/npz.py:vectors,smoke",
+        f"--config.data.path={config_path}",
+        *("--config.steps=1000000", "--config.log_every=1"),
+        "--config.checkpoint.every=1000000",
+    ]
+    path, merged = workdir / "metrics.jsonl", subprocess.STDOUT
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        arguments, stdout=subprocess.PIPE, stderr=merged, text=True
     ) as process:
-        deadline = time.monotonic() + 300
-        for line in process.stdout:
-            if line.startswith("step ") or time.monotonic() > deadline:
-                process.send_signal(signal.SIGTERM)
-                break
-        said = process.stdout.read()
-    assert process.returncode == 143, said
+        try:
+            while process.poll() is None and (
+                not path.exists() or path.read_text().count("\n") < count
+            ):
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            said, _ = process.communicate()
+        finally:
+            process.kill()
+    return process.returncode, said
+
+
+def test_a_terminated_run_saves_says_so_and_goes_on(vectors, tmp_path):
+    config, workdir = vectors(), tmp_path / "run"
+    status, said = terminated(config.data.path, workdir, 3)
+    assert status == 143, said
+    first = [line["step"] for line in lines(workdir)]
+    assert f"stopped at step {first[-1] + 1}" in said or f"step {first[-1]};" in said
     assert "the same command goes on from there" in said
-    stopped = int(said.split("stopped at step ")[1].split(";")[0])
-    assert Checkpoints(tmp_path / "checkpoints", keep=1).latest_step() == stopped
+    assert "Traceback" not in said and not (workdir / "export").exists()
+
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    with (workdir / "metrics.jsonl").open("a") as file:  # a crash after the checkpoint
+        file.write(json.dumps({"step": saved + 1, "loss": 0.0}) + '\n{"step": 12')
+    status, said = terminated(config.data.path, workdir, len(first) + 3)
+    assert status == 143 and f"going on from step {saved}" in said
+    logged = [line["step"] for line in lines(workdir)]
+    assert len(logged) > len(first)
+    assert logged == sorted(set(logged))
+    assert logged == list(range(1, logged[-1] + 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_asks_once_and_the_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with Interruption() as interruption:
+        assert not interruption.agreed(1)
+        signal.raise_signal(number)
+        assert interruption.agreed(2) and interruption.agreed(3)
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_control_c_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), Interruption():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_the_folder_of_another_run_is_refused_by_the_keys_that_differ(trained, smoke):
+    before = files(trained)
+    config = smoke(optimizer__learning_rate=0.5, estimator__name="cdiffe")
+    with pytest.raises(UserError) as told:
+        train.train(config, trained)
+    assert "optimizer.learning_rate was 0.001 and is 0.5" in str(told.value)
+    assert "estimator.name was 'cde' and is 'cdiffe'" in str(told.value)
+    assert "batch_size" not in str(told.value)
+    assert files(trained) == before
+
+
+def test_a_damaged_config_of_a_run_is_named(smoke, tmp_path):
+    (tmp_path / "config.json").write_text('{"seed": ')
+    with pytest.raises(UserError, match=r"config\.json is damaged"):
+        train.train(smoke(), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(vectors, tmp_path):
+    config = vectors(optimizer__learning_rate=1e30, log_every=1)
+    with pytest.raises(UserError, match=r"loss is (nan|inf).*optimizer\.learning_rate"):
+        train.train(config, tmp_path)
+    assert not (tmp_path / "export").exists()
+
+
+def test_plans_that_fail_stop_the_run_with_a_remedy(vectors, tmp_path):
+    config = vectors(coupling__max_iterations=1, coupling__epsilon=1e-6)
+    with pytest.raises(UserError, match=r"marginal error.*raise coupling\.epsilon"):
+        train.train(config, tmp_path)
+    assert not (tmp_path / "export").exists()
+
+
+def test_a_failing_run_leaves_no_traceback_of_its_checkpoints(
+    vectors, tmp_path, command
+):
+    done = command(
+        "eotjax.main",
+        "--config=configs/npz.py:vectors,smoke",
+        f"--config.data.path={vectors().data.path}",
+        f"--workdir={tmp_path / 'run'}",
+        *("--config.optimizer.learning_rate=1e30", "--config.log_every=1"),
+        *("--config.checkpoint.every=1", "--config.steps=50"),
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("eotjax: the loss is")
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_tensorboard_shows_the_numbers_of_metrics_jsonl(vectors, tmp_path):
+    pytest.importorskip("tensorflow", reason="clu's writer needs TensorFlow")
+    assert train.train(vectors(tensorboard=True), tmp_path)
+    from tensorboard.backend.event_processing import event_accumulator
+    from tensorboard.util import tensor_util
+
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = {
+        event.step: float(tensor_util.make_ndarray(event.tensor_proto))
+        for event in events.Tensors("loss")
+    }
+    assert shown == pytest.approx({x["step"]: x["loss"] for x in lines(tmp_path)})
+
+
+def test_a_workdir_that_cannot_be_written_is_an_os_error_that_names_it(
+    vectors, tmp_path
+):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as told:
+        train.train(vectors(), tmp_path / "file" / "run")
+    assert str(tmp_path / "file") in os.fspath(told.value.filename)
