@@ -5,7 +5,6 @@ import os
 import re
 import sys
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -43,8 +42,6 @@ def parse(argv: list[str]) -> list[str]:
 
 def run() -> int:
     """Trains to the end, or until a signal asks to stop."""
-    # Steps that overlap on several devices of one CPU can wait for each other for ever.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if DISTRIBUTED.value:
         parallel.start_processes()
     with contextlib.ExitStack() as quiet:

@@ -25,6 +25,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=1",  # compiles in half the time
     ]
 )
+# Eight devices share this machine's few cores: programs that overlap can wait for each
+# other's threads for ever.
+os.environ["JAX_CPU_ENABLE_ASYNC_DISPATCH"] = "false"
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
@@ -49,9 +52,6 @@ jaxtyping.install_import_hook(
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Eight devices share few cores: programs that overlap can wait for each other's threads
-# for ever.
-jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 from configs import digits, npz  # noqa: E402
 from eotjax import train as training  # noqa: E402
