@@ -23,7 +23,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_backend_optimization_level=1",  # compiles in half the time
-        # Eight devices share few cores; by default one that comes late ends the process.
+        # Eight devices share few cores: one that comes late must not end the process.
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         "--xla_cpu_collective_timeout_seconds=600",
     ]
