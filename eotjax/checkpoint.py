@@ -69,13 +69,13 @@ class Checkpoints:
 
 
 def save_tree(path: str | Path, tree: PyTree) -> None:
-    """Writes one pytree of arrays, replacing what is there."""
+    """Writes nested dicts of arrays, replacing what is there."""
     with _told(f"write {path}", "mend that (is the disk full?) and try again."):
         ocp.save(Path(path).absolute(), tree, overwrite=True)
 
 
 def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
-    """Reads a pytree that `save_tree` wrote, onto the default device.
+    """Reads nested dicts of arrays that `save_tree` wrote, onto the default device.
 
     Raises:
       UserError: there is none, or its arrays are not those of `abstract`.
@@ -87,5 +87,10 @@ def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
     remedy = (
         "the folder must be one that eotjax wrote, whole, with its own config.json."
     )
+    path = Path(path).absolute()
     with _told(f"restore the parameters in {path}", remedy):
-        return ocp.load(Path(path).absolute(), abstract)
+        # Compared first: where one read fails, orbax abandons the others noisily.
+        stored = jax.tree.map(lambda x: tuple(x.shape), ocp.metadata(path).metadata)
+        if stored != jax.tree.map(lambda x: x.shape, abstract):
+            raise ValueError("they are those of another network")
+        return ocp.load(path, abstract)

@@ -76,7 +76,7 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     )
     require(
         0 <= c.model.dropout < 1,
-        f"model.dropout is {c.model.dropout}; it must be at least 0 and below 1.",
+        f"model.dropout is {c.model.dropout}; it must be in 0 to 1, 1 excluded.",
     )
     require(
         0 < c.schedule.sigma_min < c.schedule.sigma_max,

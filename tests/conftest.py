@@ -1,7 +1,6 @@
 """What all tests share: eight CPU devices, checked shapes, small data, one run."""
 
 import atexit
-import gc
 import os
 import shutil
 import subprocess
@@ -124,13 +123,6 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained") / "run"
     assert training.train(one_resolution(), workdir)
     return workdir
-
-
-@pytest.fixture
-def collect_garbage():
-    """What a test leaves behind is collected, and warned of, before the next one."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture

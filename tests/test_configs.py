@@ -109,16 +109,19 @@ def test_every_file_has_a_description_and_only_the_keys_of_default(file):
         )
 
 
-def test_every_key_is_explained_beside_its_default_or_its_neighbours():
-    lines = Path(default.__file__).read_text().splitlines()
-    explained = set()
-    for before, line in pairwise(lines):
-        if match := re.match(r"    c\.([\w.]+) = ", line):
-            key, group = match[1], match[1].rpartition(".")[0]
-            neighbour = before.startswith(f"    c.{group}") and group in GROUPED
-            if "  # " in line or (neighbour and explained):
-                explained.add(key)
-    assert set(leaves(default.get_config())) - explained == set()
+# Explained by the comment on the key above, or by the one on their group.
+WITH_NEIGHBOURS = """
+data.train_target data.test_source data.test_target schedule.beta_max
+schedule.log_snr_min schedule.sigma_max model.dropout optimizer.learning_rate
+optimizer.warmup_steps optimizer.weight_decay sampling.steps
+"""
+
+
+def test_every_key_is_explained_beside_its_default():
+    source = Path(default.__file__).read_text()
+    explained = set(re.findall(r"^    c\.([\w.]+) = .+  # \S+", source, re.M))
+    unexplained = set(leaves(default.get_config())) - explained
+    assert unexplained <= set(WITH_NEIGHBOURS.split())
 
 
 @pytest.fixture

@@ -98,6 +98,13 @@ def refusal(config, workdir) -> str:
         ("model.attention", (5,), "height 5"),
         ("data.kind", "zip", "folder"),
         ("data.tint", True, "data.channels = 1"),
+        ("data.image_size", (16,), "(height, width)"),
+        ("data.crop_margin", -1, "negative"),
+        ("model.multipliers", (), "one or more"),
+        ("model.width", 2, "at least 4"),
+        ("model.dropout", 1.0, "0 to 1"),
+        ("schedule.sigma_min", 60.0, "below schedule.sigma_max"),
+        ("schedule.log_snr_min", 20.0, "below schedule.log_snr_max"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(tmp_path, key, value, expected):
@@ -119,6 +126,14 @@ def test_a_missing_and_an_empty_folder_are_named(tmp_path):
     assert str(tmp_path / "data" / "trainA") in refusal(config, tmp_path / "run")
     (tmp_path / "data" / "trainA").mkdir(parents=True)
     assert "holds no image" in refusal(config, tmp_path / "run")
+
+
+def test_images_that_the_network_cannot_halve_are_refused(image_folder, tmp_path):
+    config = folder.get_config("smoke")
+    config.data.path, config.data.image_size = str(image_folder), (30, 30)
+    said = refusal(config, tmp_path / "run")
+    assert "30x30 cannot be halved 2 times" in said
+    assert "multiple of 4" in said
 
 
 def test_arrays_of_another_size_than_the_config_says_are_refused(tmp_path):

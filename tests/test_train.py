@@ -204,6 +204,16 @@ def test_the_folder_of_another_run_is_refused_by_the_keys_that_differ(trained, s
     assert files(trained) == before
 
 
+def test_what_does_not_touch_its_course_may_change_when_a_run_goes_on(
+    trained, smoke, tmp_path
+):
+    again = shutil.copytree(trained, tmp_path / "run")
+    assert train.train(smoke(sampling__grid=3, log_every=1, data__device_gib=3), again)
+    states = [final_state(smoke(), workdir) for workdir in (trained, again)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    assert json.loads((again / "config.json").read_text())["sampling"]["grid"] == 3
+
+
 def test_a_damaged_config_of_a_run_is_named(smoke, tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(UserError, match=r"config\.json is damaged"):
