@@ -1,6 +1,7 @@
 """What a run shows while it runs: progress lines, metrics files, TensorBoard."""
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -68,6 +69,8 @@ class Writer:
             kept = [line for line in lines if _step_of(line) <= step]
             self._path.write_text("".join(line + "\n" for line in kept))
         if tensorboard:
+            # TensorFlow computes nothing here; this keeps it from talking about how.
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
             try:
                 from clu import metric_writers
 
