@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
+ESTIMATORS = ("cde", "cdiffe", "cmde", "bridge")
+
 
 def get_config(variants: str = "") -> ConfigDict:
     c = ConfigDict()
@@ -19,7 +21,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.tensorboard = True  # also write TensorBoard files (needs TensorFlow)
 
     c.data = ConfigDict()
-    c.data.kind = "folder"  # digits, tfds, folder or npz
+    c.data.kind = "folder"  # digits, tfds, folder, npz or known_plan
     c.data.name = ""  # tfds: the data set, such as cycle_gan/horse2zebra
     c.data.path = ""  # folder: what holds the four; npz: the file; tfds: data_dir
     c.data.train_source = "trainA"  # the four splits, folders or arrays
@@ -34,17 +36,38 @@ def get_config(variants: str = "") -> ConfigDict:
     c.data.tint = False  # give grey images (channels = 1) a random hue; they become RGB
     c.data.device_gib = 4.0  # larger training sets are streamed from host or disk
 
+    c.known = ConfigDict()  # known_plan: pairs whose plan is known in closed form
+    c.known.dim = 16  # of the vectors
+    c.known.instance = 0  # the seed of everything random about the instance
+    c.known.source = "gaussian"  # or mixture
+    c.known.covariance = "isotropic"  # of the potential's components, or full
+    c.known.count = 131_072  # training vectors of each side
+
     c.coupling = ConfigDict()
-    c.coupling.method = "entropic"  # or independent, the control
-    c.coupling.group_size = 64  # points a side of one plan; divides batch_size
+    c.coupling.method = "entropic"  # whole: one plan of the sets; independent: none
+    c.coupling.group_size = 64  # points a side of one plan; divides batch_size, or is
+    # a multiple of it: then one plan serves several steps.
     c.coupling.epsilon = 0.02  # entropic regularisation of the cost |x - y|^2 / 2
     c.coupling.relative = "mean"  # epsilon is in units of the cost's mean, std, or ""
+    c.coupling.entropy = 0.0  # find the epsilon whose plan has this entropy; 0: do not
+    c.coupling.tau_source = 1.0  # below 1 a plan may leave outliers of a side out:
+    c.coupling.tau_target = 1.0  # rho / (rho + epsilon), rho weighing its marginal
+    c.coupling.cost = "pixels"  # where it is taken: pixels, pooled, pca or features
+    c.coupling.pool = 4  # pooled: pixels a side of the cells that are averaged
+    c.coupling.components = 64  # pca: fitted on the training sets
+    c.coupling.features = ""  # features: .npz, arrays aligned with the training sets
+    c.coupling.copies = 1  # whole: views of each image, with tints and flips of theirs
+    c.coupling.dense_gib = 2.0  # whole: larger cost matrices are not kept, a device
     c.coupling.threshold = 1e-3  # L1 marginal error at which Sinkhorn stops
     c.coupling.max_iterations = 2_000  # or here
     c.coupling.max_marginal_error = 0.1  # a run whose plans are worse stops
 
     c.estimator = ConfigDict()
-    c.estimator.name = "cde"  # cde (rho 0), cdiffe (rho 1) or cmde (rho as below)
+    c.estimator.name = "cde"  # cde (rho 0), cdiffe (rho 1), cmde (rho below), bridge
+    c.estimator.epsilon = 0.0  # bridge: variance of its noise over the whole way, in
+    # every pixel; 0: the plan's own epsilon, as the Schroedinger bridge has it. A pixel
+    # strays most half-way, by sqrt(epsilon) / 2, in images of range 2: so 3, a usual
+    # plan's at 16x16, drowns them in noise half-way, and 0.05 lets them show through.
     c.estimator.rho = 0.5  # cmde: the condition is noised rho times as fast
     c.estimator.prediction = "v"  # what the network predicts: v, noise or data
 
@@ -76,7 +99,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.optimizer.ema_decay = 0.999  # of the averaged parameters that are exported
 
     c.sampling = ConfigDict()
-    c.sampling.solver = "ancestral"  # or ddim
+    c.sampling.solver = "ancestral"  # or ddim; for a bridge ancestral or heun
     c.sampling.steps = 50
     c.sampling.path = False  # cdiffe, cmde: the noised source follows one path
     c.sampling.batch_size = 64  # images translated at once, over all devices
@@ -103,6 +126,11 @@ def independent(c: ConfigDict) -> None:
     c.coupling.method = "independent"
 
 
+def whole(c: ConfigDict) -> None:
+    """One plan between the whole training sets, solved before training."""
+    c.coupling.method = "whole"
+
+
 def smoke(c: ConfigDict) -> None:
     """A few steps of a tiny network: does everything run?"""
     c.steps, c.batch_size, c.coupling.group_size = 4, 8, 8
@@ -112,6 +140,7 @@ def smoke(c: ConfigDict) -> None:
     c.optimizer.warmup_steps = 1
     c.sampling.steps, c.sampling.batch_size, c.sampling.grid = 2, 8, 4
     c.checkpoint.every = 2
+    c.known.count = 64
     c.tensorboard = False
 
 
@@ -123,8 +152,8 @@ def apply_variants(
     Raises:
       ValueError: a word is unknown; the message lists the known ones.
     """
-    known = {name: estimator(name) for name in ("cde", "cdiffe", "cmde")}
-    known |= {"independent": independent, "smoke": smoke, **own}
+    known = {name: estimator(name) for name in ESTIMATORS}
+    known |= {"independent": independent, "whole": whole, "smoke": smoke, **own}
     for word in filter(None, variants.split(",")):
         if word not in known:
             raise ValueError(f"no variant {word!r}; there are {', '.join(known)}")

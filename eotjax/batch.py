@@ -1,7 +1,6 @@
 """The batch of a step as a pure function of the run's seed and the step's number."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import grain
 import jax
@@ -12,7 +11,15 @@ from jaxtyping import Array, Float, Int, Key, Num, UInt8
 from eotjax.data import Domain, Lazy
 
 Stored = Num[Array, "n ..."]  # uint8 [n, h, w, c] or float32 [n, d]
-Data = dict[str, Array]  # source and target
+Data = dict[str, Array]  # what pairs are drawn from: see `pairing`
+# (key, stored [b, ...], ids [b]) -> [b, ...]: with one key, equal ids are equal views.
+View = Callable[[Key[Array, ""], Stored, Int[Array, "b"]], Float[Array, "b ..."]]
+LAST = 0xFFFFFFFF  # a step that never comes: its keys are those of no other
+
+
+def keys(seed: int, step: int | Int[Array, ""]) -> Key[Array, "5"]:
+    """The keys of one step; the first one draws its batch."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 5)
 
 
 def indices(
@@ -40,69 +47,56 @@ def tint(
 
 
 def augment(
-    key: Key[Array, ""],
+    keys: Key[Array, "b"],
     stored: UInt8[Array, "b h_stored w_stored c_stored"],
     *,
     size: tuple[int, int],
     flip: bool,
     tinted: bool,
 ) -> Float[Array, "b h w c"]:
-    """uint8 as float32 in [-1, 1], cropped to `size`, mirrored, tinted at random."""
-    key_top, key_left, key_flip, key_hue = jax.random.split(key, 4)
-    b, height, width, channels = stored.shape
-    if (height, width) != size:
-        top = jax.random.randint(key_top, (b,), 0, height - size[0] + 1)
-        left = jax.random.randint(key_left, (b,), 0, width - size[1] + 1)
+    """uint8 as float32 in [-1, 1], cropped to `size`, mirrored, tinted at random.
 
-        def crop(image, top, left):
+    Image i depends on keys[i] alone: the same key gives the same view of it.
+    """
+    key_top, key_left, key_flip, key_hue = jax.vmap(
+        lambda key: jax.random.split(key, 4), out_axes=1
+    )(keys)
+    height, width, channels = stored.shape[1:]
+    if (height, width) != size:
+
+        def crop(key_top, key_left, image):
+            top = jax.random.randint(key_top, (), 0, height - size[0] + 1)
+            left = jax.random.randint(key_left, (), 0, width - size[1] + 1)
             return jax.lax.dynamic_slice(image, (top, left, 0), (*size, channels))
 
-        stored = jax.vmap(crop)(stored, top, left)
+        stored = jax.vmap(crop)(key_top, key_left, stored)
     if flip:
-        mirrored = jax.random.bernoulli(key_flip, shape=(b, 1, 1, 1))
+        mirrored = jax.vmap(jax.random.bernoulli)(key_flip)[:, None, None, None]
         stored = jnp.where(mirrored, stored[:, :, ::-1], stored)
     image = stored.astype(jnp.float32) / 127.5 - 1
-    return tint(image, jax.random.uniform(key_hue, (b,))) if tinted else image
+    return tint(image, jax.vmap(jax.random.uniform)(key_hue)) if tinted else image
 
 
-def make_draw(
-    *,
-    batch_size: int,
-    lengths: tuple[int, int] | None,
-    size: tuple[int, int],
-    flip: bool,
-    tinted: bool,
-    constrain: Callable[[tuple[Array, Array]], tuple[Array, Array]],
-) -> Callable[[Key[Array, ""], Data], tuple[Array, Array]]:
-    """Builds draw(key, data) -> source, target: float32 [batch_size, ...].
+def make_view(*, size: tuple[int, int], flip: bool, tinted: bool) -> View:
+    """Builds view(key, stored, ids): stored images or vectors as training sees them.
 
     Args:
-      batch_size: images of each domain.
-      lengths: of the domains, whole on the device; None where `data` already is the
-        batch (see `stream`).
       size: (height, width) of an image; unused for vectors.
       flip: mirror images left to right at random.
       tinted: give grey images a random hue.
-      constrain: lays the batch out over the devices.
     """
 
-    def draw(key, data):
-        key_index, key_source, key_target = jax.random.split(key, 3)
-        source, target = data["source"], data["target"]
-        if lengths is not None:
-            i, j = constrain(indices(key_index, lengths, batch_size))
-            source, target = source[i], target[j]
-        if source.ndim == 2:
-            return constrain((source, target))
-        prepare = partial(augment, size=size, flip=flip, tinted=tinted)
-        return constrain((prepare(key_source, source), prepare(key_target, target)))
+    def view(key, stored, ids):
+        if stored.ndim == 2:
+            return stored
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+        return augment(keys, stored, size=size, flip=flip, tinted=tinted)
 
-    return draw
+    return view
 
 
 def stream(
-    source: Domain,
-    target: Domain,
+    domains: dict[str, Domain],
     *,
     key_of_step: Callable[[int], Key[Array, ""]],
     batch_size: int,
@@ -112,11 +106,12 @@ def stream(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The stored images of each step's batch, for sets too large for the device.
 
-    Reads the very images that `make_draw` with `lengths` would index, ahead of the
-    training, in threads. Only `rows` of the batch are read: this process's own.
+    Reads the very images that `indices` names, ahead of the training, in threads. Only
+    `rows` of the batch are read: this process's own. `domains` has `source`, `target`
+    and what else is aligned with them, such as `source_points`.
     """
     cpu = jax.local_devices(backend="cpu")[0]
-    lengths = (len(source), len(target))
+    lengths = (len(domains["source"]), len(domains["target"]))
 
     @jax.jit
     def which(key):
@@ -130,7 +125,10 @@ def stream(
     def gather(step: int) -> dict[str, np.ndarray]:
         with jax.default_device(cpu):
             i, j = jax.tree.map(np.asarray, which(key_of_step(int(step))))
-        return {"source": read(source, i[rows]), "target": read(target, j[rows])}
+        return {
+            name: read(domain, (i if name.startswith("source") else j)[rows])
+            for name, domain in domains.items()
+        }
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     batches = grain.MapDataset.range(steps.start, steps.stop).map(gather)

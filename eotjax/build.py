@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from eotjax import batch, coupling, parallel, sampler, schedule, step
+from eotjax import cost_space, parallel, plan, schedule, step
+from eotjax.bridge import Bridge
 from eotjax.checks import Shape, choose
 from eotjax.estimators import ConditionalScore
 from eotjax.mlp import MLP
@@ -58,38 +59,32 @@ def make_schedule(config: ConfigDict) -> schedule.Schedule:
     return make()
 
 
-def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore:
+def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
     """How the plan is distilled."""
-    c = config.estimator
+    c, is_image = config.estimator, len(shape) == 3
     predictions = dict.fromkeys(("v", "noise", "data"))
     choose(predictions, c.prediction, "estimator.prediction")
-    return ConditionalScore(
-        schedule=make_schedule(config),
-        prediction=c.prediction,
-        rho=choose(
-            {"cde": 0.0, "cdiffe": 1.0, "cmde": c.rho}, c.name, "estimator.name"
-        ),
-        path=config.sampling.path,
-        clip=len(shape) == 3,
-    )
 
+    def conditional(rho: float) -> ConditionalScore:
+        return ConditionalScore(
+            schedule=make_schedule(config),
+            prediction=c.prediction,
+            rho=rho,
+            path=config.sampling.path,
+            clip=is_image,
+        )
 
-def couple(config: ConfigDict) -> coupling.Couple:
-    """How pairs are made."""
-    c = config.coupling
-    choose(dict.fromkeys(("", "mean", "std")), c.relative, "coupling.relative")
     make = choose(
         {
-            "entropic": lambda: coupling.entropic(
-                epsilon=c.epsilon,
-                relative=c.relative,
-                threshold=c.threshold,
-                max_iterations=c.max_iterations,
+            "cde": lambda: conditional(0.0),
+            "cdiffe": lambda: conditional(1.0),
+            "cmde": lambda: conditional(c.rho),
+            "bridge": lambda: Bridge(
+                epsilon=c.epsilon or config.coupling.epsilon, clip=is_image
             ),
-            "independent": coupling.independent,
         },
-        c.method,
-        "coupling.method",
+        c.name,
+        "estimator.name",
     )
     return make()
 
@@ -115,23 +110,29 @@ class Training(NamedTuple):
 
 
 def training(
-    config: ConfigDict, shape: Shape, lengths: tuple[int, int] | None, mesh: Mesh
+    config: ConfigDict,
+    shape: Shape,
+    lengths: tuple[int, int] | None,
+    mesh: Mesh,
+    embed: cost_space.Embed = cost_space.pixels,
 ) -> Training:
     """Wires initialisation and the training step.
 
     Args:
-      config: the whole config.
+      config: the whole config, its epsilon in units of the cost.
       shape: of one image or vector.
       lengths: of the training domains, whole on the device; None to stream.
       mesh: of all devices.
+      embed: to where the cost is taken.
     """
+    assert not config.coupling.relative and not config.coupling.entropy
     net = network(config, shape)
+    estimate = estimator(config, shape)
     update = optimizer(config).update
 
     def init() -> step.TrainState:
-        inputs = jnp.zeros((1, *shape[:-1], 2 * shape[-1]))
-        params = net.init(jax.random.key(config.seed), inputs, jnp.zeros(1))["params"]
-        return step.init(params, update)
+        params = net.init(jax.random.key(config.seed), *inputs(estimate, shape))
+        return step.init(params["params"], update, plan.nothing_held(config, lengths))
 
     def apply(params, inputs: Array, t: Array, key: Array) -> Any:
         return net.apply(
@@ -139,17 +140,8 @@ def training(
         )
 
     train_step = step.make_train_step(
-        draw=batch.make_draw(
-            batch_size=config.batch_size,
-            lengths=lengths,
-            size=tuple(config.data.image_size),
-            flip=config.data.flip,
-            tinted=config.data.tint,
-            constrain=partial(parallel.constrain_batch, mesh),
-        ),
-        couple=couple(config),
-        group_size=config.coupling.group_size,
-        estimator=estimator(config, shape),
+        pair=plan.pair(config, embed, plan.solver(config), lengths, mesh),
+        estimator=estimate,
         apply=apply,
         optimizer=update,
         ema_decay=config.optimizer.ema_decay,
@@ -162,6 +154,12 @@ def training(
     )
 
 
+def inputs(estimate: step.Estimator, shape: Shape) -> tuple[Array, Array]:
+    """Network inputs of the right shapes."""
+    channels = estimate.images * shape[-1]
+    return jnp.zeros((1, *shape[:-1], channels)), jnp.zeros(1)
+
+
 def sampling(config: ConfigDict, shape: Shape, mesh: Mesh) -> Callable[..., Array]:
     """Wires sample(params, seed, digests, index, source) -> translations, jitted.
 
@@ -169,10 +167,8 @@ def sampling(config: ConfigDict, shape: Shape, mesh: Mesh) -> Callable[..., Arra
     """
     net = network(config, shape)
     estimate = estimator(config, shape)
-    solvers = {"ancestral": sampler.ancestral, "ddim": sampler.ddim}
-    make_solver = choose(solvers, config.sampling.solver, "sampling.solver")
-    solver = make_solver(estimate.schedule)
-    times = jnp.linspace(1, 0, config.sampling.steps + 1)
+    solver = choose(estimate.solvers, config.sampling.solver, "sampling.solver")
+    times = estimate.times(config.sampling.steps)
 
     def sample(params, seed: Array, digests: Array, index: Array, source: Array):
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(digests)

@@ -37,9 +37,9 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         )
     group = c.coupling.group_size
     require(
-        group > 0 and c.batch_size % group == 0,
-        f"coupling.group_size {group} does not divide batch_size {c.batch_size}; take "
-        "one that does.",
+        group > 0 and (c.batch_size % group == 0 or group % c.batch_size == 0),
+        f"coupling.group_size {group} neither divides batch_size {c.batch_size} nor is "
+        "a multiple of it; take one that does or is.",
     )
     for name, count in (
         ("steps", c.steps),
@@ -50,6 +50,11 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         ("sampling.steps", c.sampling.steps),
         ("sampling.grid", c.sampling.grid),
         ("coupling.max_iterations", c.coupling.max_iterations),
+        ("coupling.pool", c.coupling.pool),
+        ("coupling.components", c.coupling.components),
+        ("coupling.copies", c.coupling.copies),
+        ("known.dim", c.known.dim),
+        ("known.count", c.known.count),
     ):
         require(count > 0, f"{name} is {count}; it must be at least 1.")
     width = c.model.width
@@ -57,6 +62,37 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         width >= 4 and width % 2 == 0,
         f"model.width is {width}; it must be even and at least 4.",
     )
+    methods = dict.fromkeys(("entropic", "whole", "independent"))
+    choose(methods, c.coupling.method, "coupling.method")
+    choose(dict.fromkeys(("", "mean", "std")), c.coupling.relative, "coupling.relative")
+    for name in ("tau_source", "tau_target"):
+        tau = c.coupling[name]
+        require(0 < tau <= 1, f"coupling.{name} is {tau}; it must be in 0 to 1, not 0.")
+    entropy = c.coupling.entropy
+    require(
+        0 <= entropy < 1,
+        f"coupling.entropy is {entropy}; it must be in 0 (off) to 1, 1 excluded.",
+    )
+    require(
+        not entropy or c.coupling.method != "independent",
+        "coupling.entropy needs a plan; independent pairs have none: set it to 0.",
+    )
+    require(
+        c.estimator.epsilon >= 0,
+        f"estimator.epsilon is {c.estimator.epsilon}; it must not be negative.",
+    )
+    if c.estimator.name == "bridge" and c.coupling.cost == "features":
+        require(
+            c.estimator.epsilon > 0,
+            "a plan of features has no epsilon for a bridge of images; set "
+            "estimator.epsilon.",
+        )
+    if c.data.kind == "known_plan":
+        require(
+            not c.coupling.relative and not entropy,
+            "a known plan has the epsilon of the config: set coupling.relative = '' "
+            "and coupling.entropy = 0.",
+        )
     epsilon, rho = c.coupling.epsilon, c.estimator.rho
     require(epsilon > 0, f"coupling.epsilon is {epsilon}; it must be positive.")
     require(0 <= rho <= 1, f"estimator.rho is {rho}; it must be in 0 to 1.")
@@ -97,9 +133,17 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
 
 
 def check_shape(config: ConfigDict, shape: Shape) -> None:
-    """Raises UserError where the UNet's levels do not fit the image."""
+    """Raises UserError where the UNet's levels or the pooled cost do not fit."""
+    pooled = config.coupling.cost == "pooled"
     if len(shape) == 1:
+        require(not pooled, "vectors cannot be pooled; choose another coupling.cost.")
         return
+    pool = config.coupling.pool
+    require(
+        not pooled or (shape[0] % pool == 0 and shape[1] % pool == 0),
+        f"images of {shape[0]}x{shape[1]} cannot be cut into cells of {pool}x{pool}; "
+        "set coupling.pool to a divisor of both.",
+    )
     halvings = len(config.model.multipliers) - 1
     factor = 2**halvings
     require(
@@ -114,6 +158,23 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
             f"model.attention names the height {height}; the UNet's levels have "
             f"{', '.join(map(str, heights))}: name some of these, or none: ().",
         )
+
+
+def check_coupling(config: ConfigDict, resident: bool) -> None:
+    """Raises UserError where the plan does not fit the training sets."""
+    c = config.coupling
+    large = c.method == "whole" or c.group_size > config.batch_size
+    require(
+        resident or not large,
+        "a plan larger than a batch needs the training sets on the device; raise "
+        "data.device_gib, or set coupling.method = 'entropic' and coupling.group_size "
+        f"to at most {config.batch_size}.",
+    )
+    require(
+        c.copies == 1 or c.cost != "features",
+        "coupling.copies are views of images, whose features are one each: set it to "
+        "1.",
+    )
 
 
 def check_arrays(config: ConfigDict, array: np.ndarray) -> None:

@@ -1,18 +1,20 @@
 """Batched entropic optimal transport: which source goes with which target.
 
-Between n source and n target points with uniform weights the plan is
-P = argmin <C, P> - epsilon H(P), with cost C_ij = |x_i - y_j|^2 / 2 and marginals
-1/n. With dual potentials f, g: P_ij = exp((f_i + g_j - C_ij) / epsilon), so that row i
-of the plan is softmax_j((g_j - C_ij) / epsilon).
+Between n source and m target points with uniform weights a, b the plan is
+P = argmin <C, P> + epsilon KL(P | a b^T), with cost C_ij = |x_i - y_j|^2 / 2 and the
+marginals a and b, or, unbalanced, with rho KL(P 1 | a) + rho' KL(P^T 1 | b) in their
+place. With dual potentials f, g: P_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon), so
+that row i of the plan is proportional to softmax_j((g_j - C_ij) / epsilon).
 """
 
+import math
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="JAXopt", category=DeprecationWarning)
@@ -20,132 +22,216 @@ with warnings.catch_warnings():
     from ott.problems.linear import linear_problem
     from ott.solvers.linear import sinkhorn
 
-Relative = Literal["", "mean", "std"]
+
+class Solver(NamedTuple):
+    """How a plan is solved.
+
+    Attributes:
+      epsilon: regularisation, in units of the cost.
+      threshold: largest error that counts as converged: the L1 error of the column
+        marginal or, unbalanced, of both marginals' optimality conditions.
+      max_iterations: where Sinkhorn stops at the latest.
+      tau_source, tau_target: rho / (rho + epsilon) in (0, 1]: how firmly a marginal is
+        kept. 1 keeps it exactly; less lets outliers go unmatched (arXiv 2311.15100).
+    """
+
+    epsilon: float | Float[Array, ""]
+    threshold: float = 1e-3
+    max_iterations: int = 2000
+    tau_source: float = 1.0
+    tau_target: float = 1.0
+
+    @property
+    def balanced(self) -> bool:
+        """Whether both marginals are kept exactly."""
+        return self.tau_source == self.tau_target == 1
+
+
+class Potentials(NamedTuple):
+    """The dual solution, in units of the cost, and how it was reached."""
+
+    f: Float[Array, "n"]
+    g: Float[Array, "m"]
+    iterations: Float[Array, ""]
+    error: Float[Array, ""]
 
 
 class PlanStats(NamedTuple):
     """What a plan is like; one value a group."""
 
-    iterations: Float[Array, "g"]  # Sinkhorn iterations
-    converged: Float[Array, "g"]  # 1 where the threshold was reached
-    marginal_error: Float[Array, "g"]  # |sum_i P_ij - 1/n|_1 of the rows drawn from
-    entropy: Float[Array, "g"]  # 2 H(P) / (H(a) + H(b)) - 1: 0 matching, 1 independent
-    transport_cost: Float[Array, "g"]  # mean cost of the pairs drawn
-    independent_cost: Float[Array, "g"]  # mean cost of all pairs
+    iterations: Float[Array, "*g"]  # Sinkhorn iterations
+    converged: Float[Array, "*g"]  # 1 where the threshold was reached
+    marginal_error: Float[Array, "*g"]  # the error that `threshold` is about
+    entropy: Float[Array, "*g"]  # 2 H(P) / (H(a) + H(b)) - 1: 0 matching, 1 independent
+    transport_cost: Float[Array, "*g"]  # mean cost under the plan
+    independent_cost: Float[Array, "*g"]  # mean cost of all pairs
+    independent_std: Float[Array, "*g"]  # its standard deviation
+    dropped_mass: Float[Array, "*g"]  # 1 - sum P; 0 where balanced
+
+
+def no_stats() -> PlanStats:
+    """What a run holds before its first plan."""
+    return PlanStats(*(jnp.zeros(()) for _ in PlanStats._fields))
 
 
 class Pairs(NamedTuple):
-    """Row i of source goes with row i of target."""
+    """Source i goes with target j."""
 
-    source: Float[Array, "g n ..."]
-    target: Float[Array, "g n ..."]
+    i: Int[Array, "*g n"]
+    j: Int[Array, "*g n"]
 
 
 Couple = Callable[
-    [Key[Array, ""], Float[Array, "g n ..."], Float[Array, "g n ..."]],
+    [Key[Array, ""], Float[Array, "g n d"], Float[Array, "g m d"]],
     tuple[Pairs, PlanStats],
 ]
 
 
-class Plan(NamedTuple):
-    """A plan in the form it is drawn from: the logits of its rows."""
-
-    log_rows: Float[Array, "n m"]  # log P_ij + log n
-    iterations: Float[Array, ""]
-    converged: Float[Array, ""]
-
-
 def half_squared_distance(
-    source: Float[Array, "n ..."], target: Float[Array, "m ..."]
+    source: Float[Array, "n d"], target: Float[Array, "m d"]
 ) -> Float[Array, "n m"]:
     """|x_i - y_j|^2 / 2, in float32 whatever the accelerator's default precision.
 
     Both sides are centred first: the distance does not change, its rounding does.
     """
-    x = source.reshape(len(source), -1).astype(jnp.float32)
-    y = target.reshape(len(target), -1).astype(jnp.float32)
-    centre = jnp.mean(y, axis=0, keepdims=True)
-    x, y = x - centre, y - centre
+    centre = jnp.mean(target, axis=0, keepdims=True)
+    x, y = source - centre, target - centre
     inner = jnp.einsum("nd,md->nm", x, y, precision=jax.lax.Precision.HIGHEST)
     norms = jnp.sum(x**2, 1)[:, None] + jnp.sum(y**2, 1)[None, :]
     return jnp.maximum(norms / 2 - inner, 0)
 
 
 def solve(
-    cost: Float[Array, "n m"],
-    *,
-    epsilon: float,
-    relative: Relative = "",
-    threshold: float = 1e-3,
-    max_iterations: int = 2000,
-) -> Plan:
+    cost: geometry.Geometry | Float[Array, "n m"],
+    solver: Solver,
+    start: tuple[Float[Array, "n"], Float[Array, "m"]] | None = None,
+) -> Potentials:
     """Solves one entropic OT problem by Sinkhorn in the log domain.
 
     Args:
-      cost: the cost matrix, float32.
-      epsilon: regularisation, in units of the cost, or of its mean or standard
-        deviation where `relative` says so.
-      relative: "" for an absolute epsilon, else "mean" or "std".
-      threshold: largest L1 error of the column marginal that counts as converged.
-      max_iterations: where Sinkhorn stops at the latest.
+      cost: the matrix, or a geometry that knows log-sum-exps of C + epsilon log(n m).
+      solver: its settings.
+      start: potentials (f, g) to begin from, such as those of a larger epsilon.
     """
-    units = {"": jnp.ones(()), "mean": jnp.mean(cost), "std": jnp.std(cost)}
-    # All points equal leave a cost without a unit, and any plan is as good.
-    epsilon_absolute = epsilon * jnp.maximum(units[relative], 1e-12)
+    if not isinstance(cost, geometry.Geometry):
+        # ott-jax takes the entropy against counting points: a plan that may drop mass
+        # would keep more of it the more points there are.
+        against_product = cost + solver.epsilon * math.log(cost.size)
+        cost = geometry.Geometry(cost_matrix=against_product, epsilon=solver.epsilon)  # type: ignore[arg-type]
     problem = linear_problem.LinearProblem(
-        geometry.Geometry(cost_matrix=cost, epsilon=epsilon_absolute)  # type: ignore[arg-type]
+        cost, tau_a=solver.tau_source, tau_b=solver.tau_target
     )
-    solver = sinkhorn.Sinkhorn(threshold=threshold, max_iterations=max_iterations)
+    run = sinkhorn.Sinkhorn(
+        threshold=solver.threshold, max_iterations=solver.max_iterations
+    )
+    start = start or (jnp.zeros(cost.shape[0]), jnp.zeros(cost.shape[1]))
     with jax.numpy_rank_promotion("allow"):  # ott-jax needs it
-        result = solver(problem)
-    return Plan(
-        log_rows=jax.nn.log_softmax((result.g[None, :] - cost) / epsilon_absolute, 1),
-        iterations=jnp.sum(result.errors != -1.0) * float(solver.inner_iterations),
-        converged=jnp.asarray(result.converged, jnp.float32),
+        result = run(problem, init=start)
+    errors = jnp.asarray(result.errors)
+    checks = jnp.sum(errors != -1.0)
+    return Potentials(
+        f=result.f,
+        g=result.g,
+        iterations=checks * float(run.inner_iterations),
+        error=errors[jnp.maximum(checks - 1, 0)],
     )
 
 
-def normalised_entropy(log_rows: Float[Array, "n m"]) -> Float[Array, ""]:
-    """2 H(P) / (H(a) + H(b)) - 1 for uniform a; arXiv 2506.05526, section 4."""
-    n, m = log_rows.shape
+def log_rows(
+    cost: Float[Array, "n m"], g: Float[Array, "m"], epsilon: Any
+) -> tuple[Float[Array, "n m"], Float[Array, "n"]]:
+    """The plan's rows as logarithms, each normalised, and -f / epsilon of kept ones."""
+    logits = (g[None, :] - cost) / epsilon
+    total = jax.nn.logsumexp(logits, axis=1)
+    return logits - total[:, None], total - math.log(cost.shape[1])
+
+
+def draw_rows(
+    key: Key[Array, ""], log_mass: Float[Array, "n"], solver: Solver
+) -> Int[Array, "n"]:
+    """The rows of n pairs: each once where its mass is kept, else as its mass says."""
+    n = len(log_mass)
+    if solver.balanced:
+        return jnp.arange(n)
+    return jax.random.categorical(key, log_mass, shape=(n,))
+
+
+def normalised_entropy(
+    mass: Float[Array, "n"], row_entropy: Float[Array, "n"], m: int
+) -> Float[Array, ""]:
+    """2 H(P) / (H(a) + H(b)) - 1 for uniform a, b; arXiv 2506.05526, section 4.
+
+    Args:
+      mass: of each row, summing to 1.
+      row_entropy: of each row, normalised.
+      m: columns.
+    """
+    n = len(mass)
     if n * m == 1:
         return jnp.zeros(())
-    row_entropy = -jnp.mean(jnp.sum(jnp.exp(log_rows) * log_rows, axis=1))
-    return 2 * (row_entropy + jnp.log(n)) / (jnp.log(n) + jnp.log(m)) - 1
+    total = jnp.sum(mass * row_entropy) + jnp.sum(jax.scipy.special.entr(mass))
+    return 2 * total / (jnp.log(n) + jnp.log(m)) - 1
 
 
-def entropic(
-    *,
-    epsilon: float,
-    relative: Relative = "",
-    threshold: float = 1e-3,
-    max_iterations: int = 2000,
-) -> Couple:
-    """Pairs drawn from one entropic plan a group, target j from row i of the plan.
+class Rows(NamedTuple):
+    """One value a row of a plan: what the whole of it is described by."""
 
-    Every source is used once, so the source marginal is kept exactly.
+    log_mass: Float[Array, "n"]  # less f / epsilon
+    entropy: Float[Array, "n"]  # of the row, normalised
+    cost: Float[Array, "n"]  # mean under the row
+    mean: Float[Array, "n"]  # of the cost
+    variance: Float[Array, "n"]  # of the cost
+
+
+def describe_rows(
+    cost: Float[Array, "n m"], g: Float[Array, "m"], epsilon: Any
+) -> Rows:
+    """The rows of a plan, or of a block of its rows."""
+    rows, total = log_rows(cost, g, epsilon)
+    p = jnp.exp(rows)
+    return Rows(
+        log_mass=total,
+        entropy=-jnp.sum(p * rows, axis=1),
+        cost=jnp.sum(p * cost, axis=1),
+        mean=jnp.mean(cost, axis=1),
+        variance=jnp.var(cost, axis=1),
+    )
+
+
+def describe(
+    found: Potentials, rows: Rows, solver: Solver
+) -> tuple[Float[Array, "n"], PlanStats]:
+    """The logarithms of the rows' masses, and what the plan is like."""
+    n, m = len(found.f), len(found.g)
+    log_mass = found.f / solver.epsilon + rows.log_mass - math.log(n)
+    mass = jax.nn.softmax(log_mass)
+    return log_mass, PlanStats(
+        iterations=found.iterations,
+        converged=(found.error <= solver.threshold).astype(jnp.float32),
+        marginal_error=found.error,
+        entropy=normalised_entropy(mass, rows.entropy, m),
+        transport_cost=jnp.sum(mass * rows.cost),
+        independent_cost=jnp.mean(rows.mean),
+        independent_std=jnp.sqrt(jnp.mean(rows.variance) + jnp.var(rows.mean)),
+        dropped_mass=1 - jnp.sum(jnp.exp(log_mass)),
+    )
+
+
+def entropic(solver: Solver) -> Couple:
+    """Pairs drawn from one entropic plan a group: target j from row i of the plan.
+
+    Balanced, every source is used once, so the source marginal is kept exactly.
     """
 
     def one_group(key, source, target):
+        key_row, key_column = jax.random.split(key)
         cost = half_squared_distance(source, target)
-        plan = solve(
-            cost,
-            epsilon=epsilon,
-            relative=relative,
-            threshold=threshold,
-            max_iterations=max_iterations,
-        )
-        partner = jax.random.categorical(key, plan.log_rows, axis=1)
-        columns = jnp.mean(jnp.exp(plan.log_rows), axis=0)
-        stats = PlanStats(
-            iterations=plan.iterations,
-            converged=plan.converged,
-            marginal_error=jnp.sum(jnp.abs(columns - 1 / len(target))),
-            entropy=normalised_entropy(plan.log_rows),
-            transport_cost=jnp.mean(jnp.take_along_axis(cost, partner[:, None], 1)),
-            independent_cost=jnp.mean(cost),
-        )
-        return Pairs(source, target[partner]), stats
+        found = solve(cost, solver)
+        rows = describe_rows(cost, found.g, solver.epsilon)
+        log_mass, stats = describe(found, rows, solver)
+        i = draw_rows(key_row, log_mass, solver)
+        logits, _ = log_rows(cost, found.g, solver.epsilon)
+        return Pairs(i, jax.random.categorical(key_column, logits[i], axis=1)), stats
 
     def couple(key, source, target):
         return jax.vmap(one_group)(jax.random.split(key, len(source)), source, target)
@@ -153,16 +239,24 @@ def entropic(
     return couple
 
 
+def independent_stats(mean: Float[Array, ""], std: Float[Array, ""]) -> PlanStats:
+    """Of all pairs with equal weights, whose cost has this mean and deviation."""
+    return no_stats()._replace(
+        converged=jnp.ones(()),
+        entropy=jnp.ones(()),
+        transport_cost=mean,
+        independent_cost=mean,
+        independent_std=std,
+    )
+
+
 def independent() -> Couple:
     """The control: the batch's own order, which pairs independent draws."""
 
     def one_group(source, target):
         cost = half_squared_distance(source, target)
-        zero, one = jnp.zeros(()), jnp.ones(())
-        stats = PlanStats(
-            zero, one, zero, one, jnp.mean(jnp.diag(cost)), jnp.mean(cost)
-        )
-        return Pairs(source, target), stats
+        same = jnp.arange(len(source))
+        return Pairs(same, same), independent_stats(jnp.mean(cost), jnp.std(cost))
 
     def couple(key, source, target):
         del key

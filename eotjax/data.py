@@ -89,6 +89,14 @@ def read_all(domain: Domain, label: str) -> np.ndarray:
     return np.stack(decoded)
 
 
+def sample(domain: Domain, count: int) -> np.ndarray:
+    """At most `count` of a domain's images, evenly spread, decoded."""
+    chosen = np.linspace(0, len(domain) - 1, min(count, len(domain))).astype(int)
+    if isinstance(domain, np.ndarray):
+        return domain[chosen]
+    return np.stack([domain.read(int(index)) for index in chosen])
+
+
 def digits(size: tuple[int, int]) -> Four[np.ndarray]:
     """UCI handwritten twos (source) and threes (target), grey, from scikit-learn.
 
@@ -195,8 +203,14 @@ def tfds(
     return Four(*map(split, names, decode))
 
 
-def npz(path: str, names: Four[str]) -> Four[np.ndarray]:
-    """Four arrays of one .npz file: uint8 [n, h, w, c] images or float32 [n, d]."""
+def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]:
+    """Four arrays of one .npz file: uint8 [n, h, w, c] images or float32 [n, d].
+
+    Args:
+      path: of the file.
+      names: of the arrays.
+      key: of the config that holds the path, for messages.
+    """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             absent = [name for name in names if name not in arrays]
@@ -210,8 +224,8 @@ def npz(path: str, names: Four[str]) -> Four[np.ndarray]:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"cannot read {path or 'data.path'!r} ({error}); it must be a .npz file of "
-            "plain arrays, as numpy.savez writes it: --config.data.path=FILE."
+            f"cannot read {path or key!r} ({error}); it must be a .npz file of "
+            f"plain arrays, as numpy.savez writes it: --config.{key}=FILE."
         ) from error
     for name, array in zip(names, splits, strict=True):
         image = array.dtype == np.uint8 and array.ndim == 4

@@ -1,14 +1,18 @@
 """The data set that a config describes, loaded."""
 
 from functools import partial
+from typing import get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from eotjax import batch, data, images
+from eotjax import batch, data, images, known_plan
 from eotjax.checks import Shape, check_arrays, choose
 from eotjax.data import DataSet, Four
+from eotjax.errors import UserError
+from eotjax.known_plan import KnownPlan
 
 
 def load(config: ConfigDict) -> DataSet:
@@ -33,6 +37,7 @@ def load(config: ConfigDict) -> DataSet:
             "tfds": lambda: data.tfds(c.name, c.path, names, decoders),
             "folder": lambda: data.folder(c.path, names, decoders),
             "npz": lambda: data.npz(c.path, names),
+            "known_plan": lambda: known_plan_splits(config),
         },
         c.kind,
         "data.kind",
@@ -58,6 +63,65 @@ def load(config: ConfigDict) -> DataSet:
         test_source, test_target = tint_test(test_source), tint_test(test_target)
     return DataSet(
         splits.train_source, splits.train_target, test_source, test_target, resident
+    )
+
+
+def aligned(config: ConfigDict, splits: DataSet) -> dict[str, data.Domain]:
+    """The training sets and, where the user brings them, their features.
+
+    Raises:
+      UserError: the features are missing, or not one for each image.
+    """
+    sets = {"source": splits.train_source, "target": splits.train_target}
+    c = config.coupling
+    if c.cost != "features" or c.method == "independent":
+        return sets
+    names = Four(*[config.data.train_source, config.data.train_target] * 2)
+    found = data.npz(c.features, names, key="coupling.features")
+    for side, features in zip(("source", "target"), found[:2], strict=True):
+        if features.ndim != 2 or len(features) != len(sets[side]):
+            raise UserError(
+                f"{c.features} has features {features.shape} for the {side} set of "
+                f"{len(sets[side])}; give float32 [n, d], one row for each image in "
+                "the order of its file names."
+            )
+        sets[f"{side}_points"] = features
+    return sets
+
+
+def known_plan_splits(config: ConfigDict) -> Four[np.ndarray]:
+    """Unpaired draws: the sources behind the targets are not those of the sources."""
+    plan, count = known_plan_of(config), config.known.count
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 6)
+
+    def source(key, n):
+        return known_plan.sample_mixture(key, plan.source, n)
+
+    def target(key, key_hidden, n):
+        return known_plan.sample(key, plan, source(key_hidden, n))
+
+    tests = min(count, known_plan.TEST_SOURCES)
+    made = (
+        source(keys[0], count),
+        target(keys[1], keys[2], count),
+        source(keys[3], tests),
+        target(keys[4], keys[5], tests),
+    )
+    return Four(*map(np.asarray, made))
+
+
+def known_plan_of(config: ConfigDict) -> KnownPlan:
+    """The instance that a config describes."""
+    c = config.known
+    choose(dict.fromkeys(get_args(known_plan.Sources)), c.source, "known.source")
+    options = dict.fromkeys(get_args(known_plan.Covariances))
+    choose(options, c.covariance, "known.covariance")
+    return known_plan.make(
+        dim=c.dim,
+        epsilon=config.coupling.epsilon,
+        seed=c.instance,
+        source=c.source,
+        covariance=c.covariance,
     )
 
 

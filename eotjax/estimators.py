@@ -56,6 +56,19 @@ class ConditionalScore:
     rho: float
     path: bool = False
     clip: bool = False
+    images = 2  # that the network sees, side by side in the channels
+
+    @property
+    def solvers(self) -> dict[str, Solver]:
+        """The steps that sampling can take, by name."""
+        return {
+            "ancestral": sampler.ancestral(self.schedule),
+            "ddim": sampler.ddim(self.schedule),
+        }
+
+    def times(self, steps: int) -> Float[Array, "times"]:
+        """From 1 to 0, evenly."""
+        return jnp.linspace(1, 0, steps + 1)
 
     def example(
         self,

@@ -8,8 +8,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from eotjax import command, data, dataset, export, images, parallel
-from eotjax.data import DataSet, Domain
+from eotjax import (
+    command,
+    cost_space,
+    data,
+    dataset,
+    export,
+    images,
+    known_plan_report,
+    moments,
+    parallel,
+)
+from eotjax.data import DataSet
 
 Row = dict[str, float]
 PCA_IMAGES = 512  # training targets that the principal components are fitted on
@@ -24,25 +34,13 @@ def transport_cost(
     )
 
 
-def principal_components(
-    x: Float[np.ndarray, "n d"], count: int
-) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d k"]]:
-    """The mean, and the `count` directions of largest variance, as columns."""
-    mean = x.mean(0)
-    directions = np.linalg.svd(x - mean, full_matrices=False)[2]
-    return mean, directions[:count].T
-
-
 def frechet_distance(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "m k"]) -> float:
     """Squared 2-Wasserstein distance of the Gaussians with the sets' moments.
 
     |m_a - m_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Dowson & Landau 1982).
     """
-    cov_a, cov_b = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
-    # The eigenvalues of A B are real and not negative but for rounding.
-    root = np.sqrt(np.maximum(np.linalg.eigvals(cov_a @ cov_b).real, 0)).sum()
-    means = np.sum((a.mean(0) - b.mean(0)) ** 2)
-    return float(max(means + np.trace(cov_a) + np.trace(cov_b) - 2 * root, 0))
+    half = moments.bures_wasserstein(moments.of(a, ddof=1), moments.of(b, ddof=1))
+    return max(2 * float(half), 0.0)
 
 
 def hue(rgb: Float[np.ndarray, "n h w 3"]) -> Float[np.ndarray, "n"]:
@@ -81,17 +79,9 @@ def classifier(kind: str, splits: DataSet) -> Classifier:
         pixels, labels = data.digit_images(splits.test_source.shape[1:3])
         known = ~data.is_test_digit(labels)
         return Classifier(pixels[known], labels[known], wanted=3)
-    source, target = (sample(x, 5_000) for x in splits[:2])
+    source, target = (data.sample(x, 5_000) for x in splits[:2])
     labels = np.repeat([0, 1], [len(source), len(target)])
     return Classifier(np.concatenate([source, target]), labels, wanted=1)
-
-
-def sample(domain: Domain, count: int) -> np.ndarray:
-    """At most `count` of a domain's images, evenly spread, decoded."""
-    chosen = np.linspace(0, len(domain) - 1, min(count, len(domain))).astype(int)
-    if isinstance(domain, np.ndarray):
-        return domain[chosen]
-    return np.stack([domain.read(int(index)) for index in chosen])
 
 
 def evaluate(translator: export.Translator, splits: DataSet) -> tuple[dict, np.ndarray]:
@@ -108,7 +98,7 @@ def evaluate(translator: export.Translator, splits: DataSet) -> tuple[dict, np.n
     source, target = to_float(splits.test_source), to_float(splits.test_target)
     translated = translator(source, progress=True)
 
-    known = sample(splits.train_target, max(PCA_IMAGES, len(source)))
+    known = data.sample(splits.train_target, max(PCA_IMAGES, len(source)))
     if is_image:
         if config.data.tint:
             known = dataset.tint_test(known)
@@ -123,7 +113,7 @@ def evaluate(translator: export.Translator, splits: DataSet) -> tuple[dict, np.n
     flat = known[shuffled[:PCA_IMAGES]].reshape(-1, int(np.prod(known.shape[1:])))
     smallest = min(len(source), len(target))
     components = max(min(32, smallest // 3, *flat.shape), 1)
-    mean, directions = principal_components(flat, components)
+    mean, directions = cost_space.principal_components(flat, components)
 
     def features(x: np.ndarray) -> np.ndarray:
         return (x.reshape(len(x), -1) - mean) @ directions
@@ -172,13 +162,16 @@ def table(rows: dict[str, Row]) -> str:
 def report(translator: export.Translator, splits: DataSet, folder: str | Path) -> None:
     """Prints the table; writes evaluation.json and translations.png into `folder`."""
     folder = Path(folder)
-    result, translated = evaluate(translator, splits)
+    if translator.config.data.kind == "known_plan":
+        result, translated = known_plan_report.evaluate(translator, splits), None
+    else:
+        result, translated = evaluate(translator, splits)
     if not parallel.is_leader():
         return
     print(table(result["rows"]))
     (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {folder / 'evaluation.json'}")
-    if len(translator.shape) == 3:
+    if translated is not None and len(translator.shape) == 3:
         shown = min(translator.config.sampling.grid, len(translated))
         chosen = np.linspace(0, len(translated) - 1, shown).astype(int)
         rows = [splits.test_source[chosen], images.to_uint8(translated[chosen])]

@@ -156,10 +156,8 @@ def load(path: str | Path, /, **sampling) -> Translator:
     config.sampling.batch_size = -(-config.sampling.batch_size // devices) * devices
 
     net = build.network(config, shape)
-    inputs = jax.ShapeDtypeStruct((1, *shape[:-1], 2 * shape[-1]), jnp.float32)
-    abstract = jax.eval_shape(
-        net.init, jax.random.key(0), inputs, jax.ShapeDtypeStruct((1,), jnp.float32)
-    )["params"]
+    inputs = build.inputs(build.estimator(config, shape), shape)
+    abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
     params = checkpoint.load_tree(path / "params", abstract)
     params = jax.device_put(params, parallel.replicated(mesh))
     return Translator(config, shape, params, build.sampling(config, shape, mesh))

@@ -1,4 +1,4 @@
-"""The network for vectors: a residual MLP modulated by time."""
+"""The network for vectors: a residual MLP."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -22,12 +22,9 @@ class MLP(nn.Module):
         self, x: Float[Array, "b d"], t: Float[Array, "b"], *, train: bool = False
     ) -> Float[Array, "b channels"]:
         time = nn.Dense(self.width, dtype=self.dtype)(time_embedding(t, self.width))
-        x = nn.Dense(self.width, dtype=self.dtype)(x)
+        x = nn.Dense(self.width, dtype=self.dtype)(x) + nn.silu(time)
         for _ in range(self.blocks):
-            scale, shift = jnp.split(
-                nn.Dense(2 * self.width, dtype=self.dtype)(nn.silu(time)), 2, axis=-1
-            )
-            h = nn.LayerNorm(dtype=self.dtype)(x) * (1 + scale) + shift
+            h = nn.LayerNorm(dtype=self.dtype)(x)
             h = nn.silu(nn.Dense(self.width, dtype=self.dtype)(h))
             h = nn.Dropout(self.dropout, deterministic=not train)(h)
             x = x + nn.Dense(self.width, dtype=self.dtype)(h)

@@ -18,6 +18,7 @@ FREE_KEYS = (
     "checkpoint.",
     "data.path",
     "data.device_gib",
+    "coupling.dense_gib",
 )
 
 
@@ -49,12 +50,31 @@ def check(folder: Path, config: ConfigDict) -> None:
         )
 
 
-def claim(folder: Path, config: ConfigDict) -> None:
-    """Writes the config into the folder, which it makes where it is missing."""
+def claim(folder: Path, config: ConfigDict, *, epsilon: float) -> None:
+    """Writes the config and the plans' epsilon into the folder, which it makes."""
     if parallel.is_leader():
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(json.loads(config.to_json()), indent=2)
-        (folder / "config.json").write_text(text + "\n")
+        for name, content in (
+            ("plan.json", {"epsilon": epsilon}),
+            ("config.json", json.loads(config.to_json())),
+        ):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def epsilon(folder: Path) -> float | None:
+    """The plans' epsilon of the run that the folder belongs to, None if there is none.
+
+    Kept, so that a run goes on with it wherever it is started again.
+    """
+    path = folder / "plan.json"
+    if not path.exists() or not (folder / "config.json").exists():
+        return None
+    try:
+        return float(json.loads(path.read_text())["epsilon"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove it, and it is made again."
+        ) from error
 
 
 def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:

@@ -1,4 +1,4 @@
-"""The training step: draw a batch, couple, corrupt, regress, update, average."""
+"""The training step: pair, corrupt, regress, update, average."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key
 
-from eotjax.coupling import Couple
+from eotjax import batch
 from eotjax.estimators import Example
+from eotjax.pairing import Held, Pairing
 
 Params = Any  # a pytree of arrays
 Metrics = dict[str, Float[Array, ""]]
-Data = Any  # what `draw` reads: arrays on the device
+Data = Any  # what `pair` reads: arrays on the device
 
 
 class TrainState(NamedTuple):
@@ -23,32 +24,32 @@ class TrainState(NamedTuple):
     params: Params
     ema_params: Params
     opt_state: optax.OptState
+    held: Held = ()  # of the plans, where they outlast a step
 
 
 @runtime_checkable
 class Estimator(Protocol):
     """The part of an estimator that training needs."""
 
+    images: int
+
     def example(self, key, source, target, t) -> Example: ...
 
 
 Apply = Callable[[Params, Array, Array, Key[Array, ""]], Array]
-Draw = Callable[[Key[Array, ""], Data], tuple[Array, Array]]
 
 
-def init(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def init(
+    params: Params, optimizer: optax.GradientTransformation, held: Held = ()
+) -> TrainState:
     """The state before the first step; the average starts at the parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
+        held=held,
     )
-
-
-def keys(seed: int, step: int | Int[Array, ""]) -> Key[Array, "5"]:
-    """The keys of one step; the first one draws its batch."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 5)
 
 
 def stratified_times(key: Key[Array, ""], n: int) -> Float[Array, "n"]:
@@ -61,9 +62,7 @@ def stratified_times(key: Key[Array, ""], n: int) -> Float[Array, "n"]:
 
 def make_train_step(
     *,
-    draw: Draw,
-    couple: Couple,
-    group_size: int,
+    pair: Pairing,
     estimator: Estimator,
     apply: Apply,
     optimizer: optax.GradientTransformation,
@@ -73,9 +72,7 @@ def make_train_step(
     """Builds the pure step (state, data) -> (state, metrics).
 
     Args:
-      draw: (key, data) -> source, target, both [b, ...]: independent draws.
-      couple: (key, source, target), both [b / group_size, group_size, ...] -> pairs.
-      group_size: points a plan; divides b.
+      pair: (step, held, data) -> the step's pairs.
       estimator: makes the regression example of a pair.
       apply: (params, inputs, t, dropout_key) -> output.
       optimizer: the update, with its clipping and learning rate.
@@ -91,21 +88,10 @@ def make_train_step(
         return jnp.mean((output - example.output) ** 2)
 
     def train_step(state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
-        key_draw, key_plan, key_time, key_noise, key_net = keys(seed, state.step)
-        source, target = draw(key_draw, data)
-        batch_size = len(source)
-        grouped = (batch_size // group_size, group_size)
-        pairs, stats = couple(
-            key_plan,
-            source.reshape(grouped + source.shape[1:]),
-            target.reshape(grouped + target.shape[1:]),
-        )
-        example = estimator.example(
-            key_noise,
-            pairs.source.reshape(source.shape),
-            pairs.target.reshape(target.shape),
-            stratified_times(key_time, batch_size),
-        )
+        key_time, key_noise, key_net = batch.keys(seed, state.step)[2:]
+        pairs = pair(state.step, state.held, data)
+        times = stratified_times(key_time, len(pairs.source))
+        example = estimator.example(key_noise, pairs.source, pairs.target, times)
         loss, grads = jax.value_and_grad(loss_fn)(state.params, example, key_net)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -113,13 +99,16 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
-            **{f"plan/{name}": jnp.mean(x) for name, x in stats._asdict().items()},
+            **{
+                f"plan/{name}": jnp.mean(x) for name, x in pairs.stats._asdict().items()
+            },
         }
         return TrainState(
             step=state.step + 1,
             params=params,
             ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
             opt_state=opt_state,
+            held=pairs.held,
         ), metrics
 
     return train_step

@@ -1,6 +1,7 @@
 """The training run: wires the config's parts, then loops."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from eotjax import (
     batch,
     build,
     checks,
+    cost_space,
     dataset,
     evaluate,
     export,
     images,
     metrics,
     parallel,
+    plan,
+    potentials,
     run_folder,
     step,
 )
@@ -53,11 +57,25 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         f"{'x'.join(map(str, shape))}, "
         + ("on the device" if splits.resident else "streamed")
     )
-    training = build.training(config, shape, lengths if splits.resident else None, mesh)
+    resident = lengths if splits.resident else None
+    checks.check_coupling(config, splits.resident)
+    embed = plan.embed(config, splits)
+    on_device = device_data(config, splits, embed, mesh) if resident else None
+    asked, config = config, resolve(config, workdir, splits, on_device, embed, mesh)
+    training = build.training(config, shape, resident, mesh, embed)
     sample = build.sampling(config, shape, mesh)
-    run_folder.claim(workdir, config)
+    run_folder.claim(workdir, asked, epsilon=config.coupling.epsilon)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state = first_state(training, checkpoints, parallel.replicated(mesh))
+    if on_device and config.coupling.method == "whole" and state.step == 0:
+        held = potentials.solve(
+            plan.costs(config, on_device, mesh), plan.solver(config), mesh=mesh
+        )
+        state = state._replace(held=held)
+        print(
+            f"the whole plan: {held.stats.iterations:.0f} iterations, marginal error "
+            f"{held.stats.marginal_error:.2g}, entropy {held.stats.entropy:.3f}"
+        )
     start = int(state.step)
     writer = metrics.Writer(workdir, step=start, tensorboard=config.tensorboard)
     log = metrics.Log(
@@ -89,7 +107,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         contextlib.closing(checkpoints),  # also where the run fails
         contextlib.closing(writer),
     ):
-        data = training_data(config, splits, start, mesh)
+        data = (
+            itertools.repeat(on_device)
+            if on_device is not None
+            else streamed(config, splits, start, mesh)
+        )
         if start < config.steps:
             print("compiling the step", flush=True)
         for done in range(start + 1, config.steps + 1):
@@ -141,21 +163,54 @@ def first_state(
     return state
 
 
-def training_data(
+def device_data(
+    config: ConfigDict, splits: DataSet, embed: cost_space.Embed, mesh: Mesh
+) -> step.Data:
+    """The whole training sets, and their points where the plan's cost needs them."""
+    whole = parallel.put(dataset.aligned(config, splits), parallel.replicated(mesh))
+    if config.coupling.method == "whole":
+        whole |= plan.all_points(config, embed, whole, mesh)
+    return whole
+
+
+def resolve(
+    config: ConfigDict,
+    workdir: Path,
+    splits: DataSet,
+    on_device: step.Data | None,
+    embed: cost_space.Embed,
+    mesh: Mesh,
+) -> ConfigDict:
+    """The config with its epsilon in units of the cost: the run's, or found now."""
+
+    def trials() -> plan.Trials:
+        if on_device is None:
+            first = itertools.islice(
+                streamed(config, splits, 0, mesh), plan.CALIBRATION_STEPS
+            )
+            return plan.try_groups(config, embed, list(first), None, mesh)
+        if config.coupling.method == "whole":
+            return plan.try_whole(config, plan.costs(config, on_device, mesh), mesh)
+        same = [on_device] * plan.CALIBRATION_STEPS
+        lengths = (len(on_device["source"]), len(on_device["target"]))
+        return plan.try_groups(config, embed, same, lengths, mesh)
+
+    known = run_folder.epsilon(workdir)
+    if known is None:
+        known = plan.find_epsilon(config, trials)
+    print(f"epsilon: {known:.4g} in units of |x - y|^2 / 2")
+    return plan.with_epsilon(config, known)
+
+
+def streamed(
     config: ConfigDict, splits: DataSet, start: int, mesh: Mesh
 ) -> Iterator[step.Data]:
-    """What the step reads: the whole sets each time, or the batches in turn."""
-    if splits.resident:
-        whole = {"source": splits.train_source, "target": splits.train_target}
-        on_device = parallel.put(whole, parallel.replicated(mesh))
-        while True:
-            yield on_device
+    """The batches in turn, of sets that the device does not hold."""
     share = config.batch_size // jax.process_count()
     first = share * jax.process_index()
     batches = batch.stream(
-        splits.train_source,
-        splits.train_target,
-        key_of_step=lambda number: step.keys(config.seed, number)[0],
+        dataset.aligned(config, splits),
+        key_of_step=lambda number: batch.keys(config.seed, number)[0],
         batch_size=config.batch_size,
         steps=range(start, config.steps),
         rows=slice(first, first + share),

@@ -1,6 +1,7 @@
 """A batch depends on nothing but seed and step, and shows true pieces of the data."""
 
 import colorsys
+import itertools
 from functools import partial
 
 import jax
@@ -9,7 +10,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from eotjax import batch, build, data, dataset, parallel, step, train
+from eotjax import (
+    batch,
+    build,
+    cost_space,
+    coupling,
+    data,
+    dataset,
+    pairing,
+    parallel,
+    plan,
+    train,
+)
 from eotjax.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -19,21 +31,29 @@ WHOLE = {"source": jnp.asarray(SOURCE), "target": jnp.asarray(TARGET)}
 LENGTHS = (5, 3)
 
 
-def make_draw(lengths=LENGTHS, **changes):
-    settings = {"batch_size": 8, "size": (4, 4), "flip": True, "tinted": False}
-    return jax.jit(
-        batch.make_draw(lengths=lengths, constrain=lambda x: x, **(settings | changes))
+def make_draw(lengths=LENGTHS, seed=0, **changes):
+    """draw(key, data) -> source, target of a step's independent pairs."""
+    settings = {"size": (4, 4), "flip": True, "tinted": False} | changes
+    pair = pairing.within_batches(
+        view=batch.make_view(**settings),
+        embed=cost_space.pixels,
+        couple=coupling.independent(),
+        batch_size=8,
+        group_size=4,
+        lengths=lengths,
+        seed=seed,
+        constrain=lambda x: x,
     )
+    return jax.jit(lambda number, data: pair(number, (), data)[:2])
 
 
 def key(seed, number):
-    return step.keys(seed, number)[0]
+    return batch.keys(seed, number)[0]
 
 
 def stream(steps=range(4), rows=slice(None), source=SOURCE, target=TARGET):
     return batch.stream(
-        source,
-        target,
+        {"source": source, "target": target},
         key_of_step=partial(key, 0),
         batch_size=8,
         steps=steps,
@@ -43,11 +63,22 @@ def stream(steps=range(4), rows=slice(None), source=SOURCE, target=TARGET):
 
 
 def test_a_batch_is_a_function_of_seed_and_step_alone():
-    first, again = make_draw(), make_draw()
-    drawn = {k: np.asarray(first(key(*k), WHOLE)) for k in [(0, 0), (0, 7), (1, 7)]}
-    for k in [(1, 7), (0, 0), (0, 7)]:  # another order, another compiled function
-        np.testing.assert_array_equal(again(key(*k), WHOLE), drawn[k])
+    first, again = ({seed: make_draw(seed=seed) for seed in (0, 1)} for _ in range(2))
+    drawn = {k: np.asarray(first[k[0]](k[1], WHOLE)) for k in [(0, 0), (0, 7), (1, 7)]}
+    for seed, number in [(1, 7), (0, 0), (0, 7)]:  # another order, compiled anew
+        np.testing.assert_array_equal(again[seed](number, WHOLE), drawn[seed, number])
     assert len({x.tobytes() for x in drawn.values()}) == 3
+
+
+def test_a_view_depends_on_its_own_number_only():
+    view = batch.make_view(size=(4, 4), flip=True, tinted=False)
+    ids = jnp.array([3, 1, 3, 9])
+    stored = jnp.broadcast_to(jnp.asarray(SOURCE[0]), (4, 6, 7, 3))
+    views = view(jax.random.key(0), stored, ids)
+    np.testing.assert_array_equal(views[0], views[2])
+    alone = view(jax.random.key(0), stored[:1], ids[1:2])
+    np.testing.assert_array_equal(views[1], alone[0])
+    assert not np.array_equal(views[0], views[1])
 
 
 def test_indices_are_uniform_and_independent_between_the_domains():
@@ -65,8 +96,8 @@ def test_streamed_batches_are_the_resident_ones_bit_for_bit():
     for number, stored in enumerate(batches):
         assert stored["source"].dtype == np.uint8
         for a, b in zip(
-            resident(key(0, number), WHOLE),
-            streamed(key(0, number), stored),
+            resident(number, WHOLE),
+            streamed(number, stored),
             strict=True,
         ):
             np.testing.assert_array_equal(a, b)
@@ -92,6 +123,13 @@ def test_hues_are_those_of_the_standard_library():
     np.testing.assert_allclose(batch.hue_to_rgb(jnp.asarray(hues)), expected, atol=1e-5)
 
 
+def augment(seed, stored, **settings):
+    """`batch.augment` with a key for each image."""
+    return batch.augment(
+        jax.random.split(jax.random.key(seed), len(stored)), stored, **settings
+    )
+
+
 def windows(image, flip):
     """All 4x4 windows of an image, mirrored ones too, as bytes."""
     views = [image, image[:, ::-1]] if flip else [image]
@@ -106,23 +144,37 @@ def windows(image, flip):
 @pytest.mark.parametrize("flip", [False, True])
 def test_crops_and_mirror_images_are_all_the_true_windows_and_no_others(flip):
     stored = jnp.broadcast_to(jnp.asarray(SOURCE[0]), (600, 6, 7, 3))
-    cut = batch.augment(jax.random.key(0), stored, size=(4, 4), flip=flip, tinted=False)
+    cut = augment(
+        0,
+        stored,
+        size=(4, 4),
+        flip=flip,
+        tinted=False,
+    )
     assert cut.dtype == jnp.float32
     bytes_of = {np.rint((x + 1) * 127.5).astype(np.uint8).tobytes() for x in cut}
     assert bytes_of == windows(SOURCE[0], flip)
 
 
 def test_an_image_of_the_right_size_is_only_brought_to_the_range():
-    image = batch.augment(
-        jax.random.key(0), jnp.asarray(SOURCE), size=(6, 7), flip=False, tinted=False
+    image = augment(
+        0,
+        jnp.asarray(SOURCE),
+        size=(6, 7),
+        flip=False,
+        tinted=False,
     )
     np.testing.assert_allclose(image, SOURCE / 127.5 - 1, atol=1e-6)
 
 
 def test_a_tint_keeps_the_value_and_is_fully_saturated():
     grey = jnp.asarray(SOURCE[..., :1])
-    tinted = batch.augment(
-        jax.random.key(0), grey, size=(6, 7), flip=False, tinted=True
+    tinted = augment(
+        0,
+        grey,
+        size=(6, 7),
+        flip=False,
+        tinted=True,
     )
     assert tinted.shape == (5, 6, 7, 3)
     np.testing.assert_allclose(tinted.max(-1), SOURCE[..., 0] / 127.5 - 1, atol=1e-5)
@@ -131,8 +183,12 @@ def test_a_tint_keeps_the_value_and_is_fully_saturated():
 
 def test_a_tinted_image_has_one_hue_and_the_hues_are_uniform():
     grey = jnp.full((2_000, 1, 2, 1), 255, jnp.uint8)
-    tinted = batch.augment(
-        jax.random.key(1), grey, size=(1, 2), flip=False, tinted=True
+    tinted = augment(
+        1,
+        grey,
+        size=(1, 2),
+        flip=False,
+        tinted=True,
     )
     light = np.asarray(tinted + 1) / 2
     np.testing.assert_array_equal(light[:, 0, 0], light[:, 0, 1])
@@ -143,7 +199,7 @@ def test_a_tinted_image_has_one_hue_and_the_hues_are_uniform():
 def test_vectors_pass_unchanged():
     vectors = RNG.standard_normal((4, 3), dtype=np.float32)
     draw = make_draw(lengths=(4, 4), size=(64, 64))
-    drawn = draw(key(0, 0), {"source": vectors, "target": 100 + vectors})
+    drawn = draw(0, {"source": vectors, "target": 100 + vectors})
     for found, expected in zip(drawn, (vectors, 100 + vectors), strict=True):
         assert {x.tobytes() for x in np.asarray(found)} <= {
             x.tobytes() for x in expected
@@ -167,9 +223,14 @@ def folder_config(smoke, image_folder):
 def run(config, steps):
     splits, mesh = dataset.load(config), parallel.make_mesh()
     lengths = (5, 3) if splits.resident else None
+    config = plan.with_epsilon(config, 1.0)
     training = build.training(config, (8, 8, 3), lengths, mesh)
     state = training.init()
-    batches = train.training_data(config, splits, 0, mesh)
+    if splits.resident:
+        whole = train.device_data(config, splits, cost_space.pixels, mesh)
+        batches = itertools.repeat(whole)
+    else:
+        batches = train.streamed(config, splits, 0, mesh)
     for _ in range(steps):
         state, _ = training.step(state, next(batches))
     return splits.resident, jax.device_get(state)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import default, digits, horse2zebra
-from eotjax import build, checks, dataset, parallel, train
+from configs import default, digits, horse2zebra, known_plan
+from eotjax import build, checks, dataset, parallel, plan, train
 from eotjax.errors import UserError
 
 FILES = sorted(Path(default.__file__).parent.glob("*.py"))
@@ -32,7 +32,7 @@ def known_variants(file):
 
 
 # The common variants in two configs, of small networks; cde is what all files choose.
-COMBINED = ["cdiffe,independent,smoke", "cmde,smoke"]
+COMBINED = ["cdiffe,independent,smoke", "cmde,smoke", "bridge,smoke"]
 
 
 def names():
@@ -54,16 +54,20 @@ def leaves(config, prefix=""):
 def abstract_data(config, name):
     """Training sets of 100 and 90, without their pixels, and the network's shape."""
     c = config.data
-    if "vectors" in name:
+    if "vectors" in name or "known_plan" in name:
         stored, dtype, shape = (5,), jnp.float32, (5,)
     else:
         height, width = c.image_size
         stored = (height + c.crop_margin, width + c.crop_margin, c.channels)
         dtype, shape = jnp.uint8, (height, width, 3 if c.tint else c.channels)
     sets = {"source": 100, "target": 90}
-    return {
-        k: jax.ShapeDtypeStruct((n, *stored), dtype) for k, n in sets.items()
-    }, shape
+    data = {k: jax.ShapeDtypeStruct((n, *stored), dtype) for k, n in sets.items()}
+    if config.coupling.method == "whole":
+        data |= {
+            f"{k}_points": jax.ShapeDtypeStruct((n, math.prod(shape)), jnp.float32)
+            for k, n in sets.items()
+        }
+    return data, shape
 
 
 @pytest.mark.parametrize("name", list(names()))
@@ -72,6 +76,7 @@ def test_a_config_describes_a_step_that_keeps_the_state_what_it_is(name):
     data, shape = abstract_data(config, name)
     checks.check_config(config, 8)
     checks.check_shape(config, shape)
+    config = plan.with_epsilon(config, 1.0)
     training = build.training(config, shape, (100, 90), parallel.make_mesh())
     state = jax.eval_shape(training.init)
     after, metrics = jax.eval_shape(training.step, state, data)
@@ -93,7 +98,7 @@ def test_cde_is_the_default_and_variants_are_applied_in_turn():
 
 
 def test_horse2zebra_has_the_size_that_its_description_says():
-    config = horse2zebra.get_config()
+    config = plan.with_epsilon(horse2zebra.get_config(), 1.0)
     training = build.training(config, (256, 256, 3), None, parallel.make_mesh())
     params = jax.eval_shape(training.init).params
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
@@ -152,10 +157,19 @@ def test_every_key_is_read_somewhere(read_keys, smoke, image_folder, tmp_path):
     train.train(smoke(), tmp_path / "run")
     for name in ("vp_linear", "vp_cosine", "ve"):
         build.make_schedule(smoke(schedule__name=name))
-    build.estimator(smoke(estimator__name="cmde"), (16, 16, 3))
+    for name in ("cmde", "bridge"):
+        build.estimator(smoke(estimator__name=name), (16, 16, 3))
     dataset.load(smoke(data__kind="folder", data__path=str(image_folder)))
     with pytest.raises(UserError):
         dataset.load(smoke(data__kind="tfds", data__name="no_such_set"))
+    dataset.load(known_plan.get_config("smoke"))
+    for name in ("pooled", "pca"):
+        config = smoke(coupling__cost=name)
+        plan.embed(config, dataset.load(config))
+    with pytest.raises(UserError, match=r"coupling\.features"):
+        dataset.aligned(smoke(coupling__cost="features"), dataset.load(smoke()))
+    whole = smoke(coupling__method="whole")
+    train.train(whole, tmp_path / "whole")
     assert set(leaves(default.get_config())) - read_keys == set()
 
 

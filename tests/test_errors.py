@@ -84,7 +84,7 @@ def refusal(config, workdir) -> str:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("coupling.group_size", 3, "does not divide"),
+        ("coupling.group_size", 3, "neither divides"),
         ("coupling.epsilon", 0.0, "positive"),
         ("coupling.relative", "median", "mean"),
         ("coupling.method", "exact", "entropic"),

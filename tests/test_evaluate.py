@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 
 import eotjax
-from eotjax import dataset, evaluate
+from eotjax import cost_space, dataset, evaluate
 
 RNG = np.random.default_rng(0)
 
@@ -96,7 +96,7 @@ def test_transport_cost_is_half_the_mean_squared_distance():
 def test_principal_components_span_what_varies():
     directions = np.linalg.qr(RNG.standard_normal((6, 2)))[0]
     x = 5 + RNG.standard_normal((200, 2)) * [3, 1] @ directions.T
-    mean, found = evaluate.principal_components(x, 2)
+    mean, found = cost_space.principal_components(x, 2)
     np.testing.assert_allclose(mean, x.mean(0))
     np.testing.assert_allclose(found.T @ found, np.eye(2), atol=1e-9)
     np.testing.assert_allclose((x - mean) @ found @ found.T, x - mean, atol=1e-9)

@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 
-from eotjax import build, dataset, parallel
+from eotjax import build, dataset, parallel, plan
 
 
 def run(config, devices, steps=3):
     """The state and the metrics after some steps, and the jitted step."""
+    config = plan.with_epsilon(config, config.coupling.epsilon)
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
     lengths = (len(splits.train_source), len(splits.train_target))
@@ -51,7 +52,9 @@ def test_one_plan_on_eight_devices_gives_the_parameters_of_one_device(smoke):
     assert_close(many.ema_params, one.ema_params, start)
     assert many_metrics.keys() == one_metrics.keys()
     for name, value in many_metrics.items():
-        np.testing.assert_allclose(value, one_metrics[name], rtol=1e-4)
+        # Of these two what is left is rounding.
+        rest = 2e-4 if name in ("plan/marginal_error", "plan/dropped_mass") else 0
+        np.testing.assert_allclose(value, one_metrics[name], rtol=1e-4, atol=rest)
 
 
 def test_a_plan_on_each_device_gives_the_parameters_of_one_device(vectors):

@@ -5,14 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from scipy.spatial.distance import cdist
 
-from eotjax import coupling, sampler, schedule, step
+from eotjax import batch, coupling, pairing, sampler, schedule, step
 from eotjax.estimators import ConditionalScore, Example
 from eotjax.mlp import MLP
 
 
 class Plain:
     """Regress the target on the source, as they are."""
+
+    images = 1
 
     def example(self, key, source, target, t):
         del key
@@ -31,16 +34,31 @@ def draw_pairs(key, data):
     return source, 2 * source + data
 
 
-def make_step(optimizer, **changes):
+def pair_with(draw, couple, group_size, seed=0):
+    """Pairs of each step's independent draws."""
+
+    def pair(number, held, data):
+        key_draw, key_plan = batch.keys(seed, number)[:2]
+        source, target = draw(key_draw, data)
+        groups = [x.reshape(-1, group_size, x.shape[1]) for x in (source, target)]
+        pairs, stats = couple(key_plan, *groups)
+        source, target = (
+            jax.vmap(lambda x, rows: x[rows])(x, rows).reshape(source.shape)
+            for x, rows in zip(groups, pairs, strict=True)
+        )
+        return pairing.Drawn(source, target, stats, held)
+
+    return pair
+
+
+def make_step(optimizer, seed=0, **changes):
     parts = {
-        "draw": draw_pairs,
-        "couple": coupling.independent(),
-        "group_size": 4,
+        "pair": pair_with(draw_pairs, coupling.independent(), 4, seed),
         "estimator": Plain(),
         "apply": scale,
         "optimizer": optimizer,
         "ema_decay": 0.6,
-        "seed": 0,
+        "seed": seed,
     }
     return jax.jit(step.make_train_step(**parts | changes))
 
@@ -57,12 +75,14 @@ def start():
 
 def test_loss_and_gradient_norm_are_those_of_numpy(start):
     _, metrics = make_step(optimizer_of().update)(start, 0.3)
-    source, target = map(np.asarray, draw_pairs(step.keys(0, 0)[0], 0.3))
+    source, target = map(np.asarray, draw_pairs(batch.keys(0, 0)[0], 0.3))
     rest = 0.5 * source - target
     assert metrics["loss"] == pytest.approx(np.mean(rest**2), rel=1e-5)
     gradient = abs(2 * np.mean(rest * source))
     assert metrics["grad_norm"] == pytest.approx(gradient, rel=1e-5)
-    cost = np.mean(np.sum((source - target) ** 2, 1)) / 2
+    # Independent pairs: all of a group are as likely.
+    groups = zip(*(x.reshape(2, 4, 3) for x in (source, target)), strict=True)
+    cost = np.mean([cdist(x, y, "sqeuclidean") / 2 for x, y in groups])
     assert metrics["plan/transport_cost"] == pytest.approx(cost, rel=1e-5)
 
 
@@ -80,7 +100,7 @@ def test_the_step_is_a_function_of_the_state_the_data_and_the_seed(start):
 
 
 def test_every_random_choice_of_a_step_has_a_key_of_its_own():
-    keys = [jax.random.key_data(step.keys(*at)) for at in [(0, 0), (0, 1), (1, 0)]]
+    keys = [jax.random.key_data(batch.keys(*at)) for at in [(0, 0), (0, 1), (1, 0)]]
     assert len(np.unique(np.concatenate(keys), axis=0)) == 15
 
 
@@ -181,9 +201,9 @@ def test_training_on_unpaired_gaussians_recovers_their_entropic_plan():
     update = optimizer_of(2e-3, warmup_steps=50, total_steps=steps).update
     train_step = make_step(
         update,
-        draw=draw_gaussians,
-        couple=coupling.entropic(epsilon=1.0),
-        group_size=256,
+        pair=pair_with(
+            draw_gaussians, coupling.entropic(coupling.Solver(epsilon=1.0)), 256
+        ),
         estimator=score,
         apply=lambda params, inputs, t, key: network.apply(params, inputs, t),
         ema_decay=0.995,

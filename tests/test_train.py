@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eotjax import build, dataset, parallel, train
+from eotjax import build, dataset, parallel, plan, train
 from eotjax.checkpoint import Checkpoints
 from eotjax.errors import UserError
 from eotjax.interruption import Interruption
@@ -38,6 +38,7 @@ def final_state(config, workdir):
     mesh = parallel.make_mesh()
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
+    config = plan.with_epsilon(config, 1.0)
     state = jax.eval_shape(build.training(config, shape, (1, 1), mesh).init)
     layout = parallel.replicated(mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)

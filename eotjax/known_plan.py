@@ -1,0 +1,182 @@
+"""Pairs of distributions whose entropic plan is known in closed form.
+
+Choose a source p0 freely and a potential sum_k w_k N(mu_k, Sigma_k). For the cost
+|x - y|^2 / 2 and the regularisation epsilon, the entropic plan between p0 and the
+target p1 that it pushes p0 to is p0(x) pi(y | x) with
+pi(y | x) = sum_k w_k(x) N(m_k(x), S_k), w_k(x) ~ w_k N(x | mu_k, Sigma_k + epsilon I),
+S_k = (I / epsilon + Sigma_k^-1)^-1, m_k(x) = S_k (x / epsilon + Sigma_k^-1 mu_k)
+(Gushchin et al. 2023, "Building the bridge of Schroedinger", section 3).
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from eotjax.moments import Moments
+
+Sources = Literal["gaussian", "mixture"]
+Covariances = Literal["isotropic", "full"]
+COMPONENTS = 5  # of the potential and of a mixture source
+RADIUS = 5.0  # of the sphere that the potential's means lie on
+TEST_SOURCES = 1_000
+SAMPLES = 1_000  # of each test source
+MOMENT_SAMPLES = 2**17  # sources that the target's own moments are averaged over
+
+
+class Mixture(NamedTuple):
+    """sum_k w_k N(mu_k, Sigma_k)."""
+
+    weights: Float[Array, "k"]
+    means: Float[Array, "k d"]
+    covariances: Float[Array, "k d d"]
+
+
+class KnownPlan(NamedTuple):
+    """A source and a potential; together they define the target and the plan."""
+
+    epsilon: float
+    source: Mixture
+    potential: Mixture
+
+
+def make(
+    *,
+    dim: int,
+    epsilon: float,
+    seed: int = 0,
+    source: Sources = "gaussian",
+    covariance: Covariances = "isotropic",
+) -> KnownPlan:
+    """One random instance.
+
+    Args:
+      dim: d of the vectors.
+      epsilon: of the plan, in units of |x - y|^2 / 2.
+      seed: of everything random about the instance.
+      source: N(0, I), or a mixture of five Gaussians with about unit variance.
+      covariance: of the potential's components: I, or full random matrices with
+        eigenvalues from 1/4 to 4, another one a component.
+    """
+    rng = np.random.default_rng([seed, dim])
+
+    def sphere(radius: float) -> np.ndarray:
+        points = rng.standard_normal((COMPONENTS, dim))
+        return radius * points / np.linalg.norm(points, axis=1, keepdims=True)
+
+    def mixture(means: np.ndarray, covariances: np.ndarray) -> Mixture:
+        weights = np.full(len(means), 1 / len(means))
+        return Mixture(
+            *(jnp.asarray(x, jnp.float32) for x in (weights, means, covariances))
+        )
+
+    identity = np.tile(np.eye(dim), (COMPONENTS, 1, 1))
+    means, covariances = sphere(RADIUS), identity
+    if covariance == "full":
+        axes = np.linalg.qr(rng.standard_normal((COMPONENTS, dim, dim)))[0]
+        values = 4.0 ** rng.uniform(-1, 1, (COMPONENTS, 1, dim))
+        covariances = (axes * values) @ axes.transpose(0, 2, 1)
+    p0 = mixture(np.zeros((1, dim)), identity[:1])
+    if source == "mixture":
+        p0 = mixture(sphere(math.sqrt(dim / 2)), identity / 2)
+    return KnownPlan(epsilon, p0, mixture(means, covariances))
+
+
+def sample_mixture(
+    key: Key[Array, ""], mixture: Mixture, n: int
+) -> Float[Array, "n d"]:
+    """n independent draws."""
+    key_component, key_noise = jax.random.split(key)
+    component = jax.random.categorical(
+        key_component, jnp.log(mixture.weights), shape=(n,)
+    )
+    noise = jax.random.normal(key_noise, (n, mixture.means.shape[1]))
+    return _affine(mixture.means, mixture.covariances, component, noise)
+
+
+def _affine(means, covariances, component, noise):
+    """means[component] + L[component] noise, for the Cholesky factors L."""
+    factors = jnp.linalg.cholesky(covariances)
+    # One product a component is far less memory than one matrix a sample.
+    parts = jnp.stack([noise @ factor.T for factor in factors])
+    chosen = jnp.take_along_axis(parts, component[None, :, None], axis=0)[0]
+    return means[component] + chosen
+
+
+def log_density(
+    x: Float[Array, "n d"],
+    means: Float[Array, "k d"],
+    covariances: Float[Array, "k d d"],
+) -> Float[Array, "n k"]:
+    """log N(x_i | mu_k, Sigma_k)."""
+    factors = jnp.linalg.cholesky(covariances)
+
+    def one(mean, factor):
+        away = (x - mean[None]).T
+        scaled = jax.scipy.linalg.solve_triangular(factor, away, lower=True)
+        return -jnp.sum(scaled**2, 0) / 2 - jnp.sum(jnp.log(jnp.diag(factor)))
+
+    constant = x.shape[1] / 2 * jnp.log(2 * jnp.pi)
+    return jax.vmap(one, out_axes=1)(means, factors) - constant
+
+
+def conditional(
+    plan: KnownPlan, x: Float[Array, "n d"]
+) -> tuple[Float[Array, "n k"], Float[Array, "n k d"], Float[Array, "k d d"]]:
+    """Log weights, means and covariances of the Gaussians of pi(y | x)."""
+    weights, means, covariances = plan.potential
+    identity = jnp.eye(x.shape[1])[None]
+    log_weights = jax.nn.log_softmax(
+        jnp.log(weights)[None]
+        + log_density(x, means, covariances + plan.epsilon * identity),
+        axis=1,
+    )
+    # S_k = epsilon Sigma_k (Sigma_k + epsilon I)^-1, without inverting Sigma_k.
+    shrink = jnp.linalg.inv(covariances + plan.epsilon * identity)
+    from_means = jnp.einsum("kde,ke->kd", shrink, plan.epsilon * means)
+    from_source = jnp.einsum("kde,kef,nf->nkd", covariances, shrink, x)
+    centres = from_source + from_means[None]
+    return log_weights, centres, plan.epsilon * covariances @ shrink
+
+
+def sample(
+    key: Key[Array, ""], plan: KnownPlan, source: Float[Array, "n d"]
+) -> Float[Array, "n d"]:
+    """One exact draw from pi(y | x) for each source."""
+    key_component, key_noise = jax.random.split(key)
+    log_weights, means, covariances = conditional(plan, source)
+    component = jax.random.categorical(key_component, log_weights, axis=1)
+    noise = jax.random.normal(key_noise, source.shape)
+    centred = _affine(jnp.zeros_like(means[0]), covariances, component, noise)
+    return centred + jnp.take_along_axis(means, component[:, None, None], 1)[:, 0]
+
+
+def conditional_moments(plan: KnownPlan, x: Float[Array, "n d"]) -> Moments:
+    """Mean and covariance of pi(y | x), exactly."""
+    log_weights, means, covariances = conditional(plan, x)
+    weights = jnp.exp(log_weights)
+    mean = jnp.einsum("nk,nkd->nd", weights, means)
+    away = means - mean[:, None]
+    covariance = jnp.einsum("nk,nkd,nke->nde", weights, away, away)
+    return Moments(mean, covariance + jnp.einsum("nk,kde->nde", weights, covariances))
+
+
+def target_moments(plan: KnownPlan, key: Key[Array, ""]) -> Moments:
+    """Mean and covariance of p1, over MOMENT_SAMPLES sources."""
+    chunk = 1024
+
+    @jax.jit
+    def part(key):
+        mean, covariance = conditional_moments(
+            plan, sample_mixture(key, plan.source, chunk)
+        )
+        second = covariance.mean(0) + jnp.einsum("nd,ne->de", mean, mean) / chunk
+        return mean.mean(0), second
+
+    keys = jax.random.split(key, MOMENT_SAMPLES // chunk)
+    means, seconds = zip(*map(part, keys), strict=True)
+    mean, second = (np.mean(np.asarray(x, float), 0) for x in (means, seconds))
+    return Moments(mean, second - np.outer(mean, mean))

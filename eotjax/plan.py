@@ -1,0 +1,245 @@
+"""Turns a config into its plans: their epsilon, their cost, where pairs come from."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from eotjax import batch, cost_space, coupling, data, pairing, parallel, potentials
+from eotjax import epsilon as search
+from eotjax.batch import Data
+from eotjax.checks import choose
+from eotjax.coupling import PlanStats, Solver
+from eotjax.data import DataSet, Domain
+from eotjax.potentials import Plan, RowBlocks
+
+CALIBRATION_STEPS = 4  # whose plans tell an epsilon's entropy
+VIEWS_AT_ONCE = 512
+
+
+def solver(config: ConfigDict, epsilon: float | Array | None = None) -> Solver:
+    """How plans are solved; with another epsilon, where one is given."""
+    c = config.coupling
+    return Solver(
+        epsilon=c.epsilon if epsilon is None else epsilon,
+        threshold=c.threshold,
+        max_iterations=c.max_iterations,
+        tau_source=c.tau_source,
+        tau_target=c.tau_target,
+    )
+
+
+def view(config: ConfigDict) -> batch.View:
+    """Stored images or vectors as training sees them."""
+    c = config.data
+    return batch.make_view(size=tuple(c.image_size), flip=c.flip, tinted=c.tint)
+
+
+def sample_views(config: ConfigDict, splits: DataSet) -> np.ndarray:
+    """Up to 512 images of each training set as training sees them: [n, d]."""
+
+    def side(domain: Domain, number: int) -> np.ndarray:
+        stored = jnp.asarray(data.sample(domain, VIEWS_AT_ONCE))
+        key = batch.keys(config.seed, batch.LAST)[2 + number]
+        return np.asarray(view(config)(key, stored, jnp.arange(len(stored))))
+
+    views = [side(domain, number) for number, domain in enumerate(splits[:2])]
+    return np.concatenate([x.reshape(len(x), -1) for x in views])
+
+
+def embed(config: ConfigDict, splits: DataSet) -> cost_space.Embed:
+    """Where the cost is taken; principal components are those of the training sets."""
+    c = config.coupling
+
+    def principal() -> cost_space.Embed:
+        views = sample_views(config, splits)
+        _, directions = cost_space.principal_components(views, c.components)
+        return cost_space.principal(jnp.asarray(directions))
+
+    make = choose(
+        {
+            "pixels": lambda: cost_space.pixels,
+            "pooled": lambda: cost_space.pooled(c.pool),
+            "pca": principal,
+            "features": lambda: cost_space.pixels,  # unused: the data has its points
+        },
+        c.cost,
+        "coupling.cost",
+    )
+    return make()
+
+
+def couple(config: ConfigDict, settings: Solver) -> coupling.Couple:
+    """How pairs are drawn, one plan a group."""
+    if config.coupling.method == "independent":
+        return coupling.independent()
+    return coupling.entropic(settings)
+
+
+def pair(
+    config: ConfigDict,
+    embed: cost_space.Embed,
+    settings: Solver,
+    lengths: tuple[int, int] | None,
+    mesh: Mesh,
+) -> pairing.Pairing:
+    """Where a step's pairs come from.
+
+    Args:
+      config: the whole config.
+      embed: to where the cost is taken.
+      settings: of the plans' solver.
+      lengths: of the training sets, whole on the device; None to stream.
+      mesh: of all devices.
+    """
+    c = config.coupling
+    shared: dict[str, Any] = {
+        "view": view(config),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "constrain": partial(parallel.constrain_batch, mesh),
+    }
+    if c.method == "whole":
+        return pairing.over_the_sets(
+            solver=settings, fixed_views=c.cost != "features", **shared
+        )
+    groups = shared | {
+        "embed": embed,
+        "couple": couple(config, settings),
+        "group_size": c.group_size,
+    }
+    if c.group_size > config.batch_size:
+        assert lengths is not None  # checked with the data
+        return pairing.over_steps(lengths=lengths, **groups)
+    return pairing.within_batches(lengths=lengths, **groups)
+
+
+def nothing_held(config: ConfigDict, lengths: tuple[int, int] | None) -> pairing.Held:
+    """What a run keeps of its plans between steps, before the first one."""
+    c = config.coupling
+    if c.method == "whole":
+        assert lengths is not None
+        return potentials.no_plan(*(c.copies * n for n in lengths))
+    if c.group_size > config.batch_size:
+        return pairing.empty_pool(c.group_size)
+    return ()
+
+
+def all_points(
+    config: ConfigDict, embed: cost_space.Embed, sets: Data, mesh: Mesh
+) -> Data:
+    """The points that a whole-set plan is between: of `copies` views of each image."""
+    if "source_points" in sets:
+        return {name: sets[name] for name in ("source_points", "target_points")}
+
+    def side(name: str) -> Array:
+        views = pairing.views_of_all(
+            view(config), sets[name], name=name, seed=config.seed
+        )
+        count = config.coupling.copies * len(sets[name])
+        index = np.arange(-(-count // VIEWS_AT_ONCE) * VIEWS_AT_ONCE) % count
+        parts = jax.lax.map(
+            lambda rows: embed(views(rows)),
+            jnp.asarray(index.reshape(-1, VIEWS_AT_ONCE)),
+        )
+        return parts.reshape(len(index), -1)[:count]
+
+    whole = jax.jit(
+        lambda: {f"{name}_points": side(name) for name in ("source", "target")},
+        out_shardings=parallel.replicated(mesh),
+    )
+    return whole()
+
+
+def costs(config: ConfigDict, sets: Data, mesh: Mesh) -> RowBlocks:
+    """The cost between the whole training sets."""
+    return potentials.make_geometry(
+        sets["source_points"],
+        sets["target_points"],
+        mesh=mesh,
+        dense_gib=config.coupling.dense_gib,
+    )
+
+
+class Trials(NamedTuple):
+    """What a run's plans would be like, before it begins."""
+
+    independent: Callable[[], PlanStats]  # without a plan: what the cost is like
+    entropic: search.Describe
+
+
+def try_groups(
+    config: ConfigDict,
+    embed: cost_space.Embed,
+    batches: list[Data],
+    lengths: tuple[int, int] | None,
+    mesh: Mesh,
+) -> Trials:
+    """The very plans of a run's first steps."""
+    each = max(config.coupling.group_size // config.batch_size, 1)
+    empty = nothing_held(config, lengths)
+
+    @partial(jax.jit, static_argnums=0, out_shardings=parallel.replicated(mesh))
+    def stats(method, epsilon, step, sets) -> PlanStats:
+        tried = config.copy_and_resolve_references()
+        tried.coupling.method = method
+        draw = pair(tried, embed, solver(config, epsilon), lengths, mesh)
+        return jax.tree.map(jnp.mean, draw(step, empty, sets).stats)
+
+    def mean_stats(method: str, epsilon: float) -> PlanStats:
+        # One at a time: CPU devices may wait for each other in overlapping programs.
+        found = [
+            jax.device_get(stats(method, epsilon, each * number, sets))
+            for number, sets in enumerate(batches)
+        ]
+        return jax.tree.map(lambda *x: float(np.mean(x)), *found)
+
+    return Trials(
+        independent=lambda: mean_stats("independent", 1.0),
+        entropic=partial(mean_stats, "entropic"),
+    )
+
+
+def try_whole(config: ConfigDict, costs: RowBlocks, mesh: Mesh) -> Trials:
+    """The plan of the whole sets, each begun from the last."""
+    last: list[Plan] = []
+
+    def describe(epsilon: float) -> PlanStats:
+        start = last.pop() if last else None
+        found = potentials.solve(costs, solver(config, epsilon), mesh=mesh, start=start)
+        last.append(found)
+        return found.stats
+
+    return Trials(partial(potentials.independent_stats, costs, mesh), describe)
+
+
+def find_epsilon(config: ConfigDict, trials: Callable[[], Trials]) -> float:
+    """The epsilon that the config asks for, in units of the cost.
+
+    Raises:
+      UserError: no plan has the entropy asked for.
+    """
+    c = config.coupling
+    if not c.entropy and not c.relative:
+        return c.epsilon
+    tried = trials()
+    stats = tried.independent()
+    mean, std = float(stats.independent_cost), float(stats.independent_std)
+    if c.entropy:
+        return search.of_entropy(tried.entropic, c.entropy, mean=mean)
+    # All points equal leave a cost without a unit, and any plan is as good.
+    return c.epsilon * max({"mean": mean, "std": std}[c.relative], 1e-12)
+
+
+def with_epsilon(config: ConfigDict, epsilon: float) -> ConfigDict:
+    """The config with its epsilon in units of the cost."""
+    absolute = config.copy_and_resolve_references()
+    absolute.coupling.epsilon = epsilon
+    absolute.coupling.relative, absolute.coupling.entropy = "", 0.0
+    return absolute
