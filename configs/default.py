@@ -42,6 +42,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.known.source = "gaussian"  # or mixture
     c.known.covariance = "isotropic"  # of the potential's components, or full
     c.known.count = 131_072  # training vectors of each side
+    c.known.test_sources = 1_000  # that a plan is judged by, 1,000 targets each
 
     c.coupling = ConfigDict()
     c.coupling.method = "entropic"  # whole: one plan of the sets; independent: none
@@ -140,7 +141,7 @@ def smoke(c: ConfigDict) -> None:
     c.optimizer.warmup_steps = 1
     c.sampling.steps, c.sampling.batch_size, c.sampling.grid = 2, 8, 4
     c.checkpoint.every = 2
-    c.known.count = 64
+    c.known.count = c.known.test_sources = 64
     c.tensorboard = False
 
 

@@ -55,6 +55,7 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         ("coupling.copies", c.coupling.copies),
         ("known.dim", c.known.dim),
         ("known.count", c.known.count),
+        ("known.test_sources", c.known.test_sources),
     ):
         require(count > 0, f"{name} is {count}; it must be at least 1.")
     width = c.model.width

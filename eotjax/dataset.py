@@ -100,7 +100,7 @@ def known_plan_splits(config: ConfigDict) -> Four[np.ndarray]:
     def target(key, key_hidden, n):
         return known_plan.sample(key, plan, source(key_hidden, n))
 
-    tests = min(count, known_plan.TEST_SOURCES)
+    tests = min(count, config.known.test_sources)
     made = (
         source(keys[0], count),
         target(keys[1], keys[2], count),

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from eotjax.moments import Moments
 
@@ -22,17 +22,16 @@ Sources = Literal["gaussian", "mixture"]
 Covariances = Literal["isotropic", "full"]
 COMPONENTS = 5  # of the potential and of a mixture source
 RADIUS = 5.0  # of the sphere that the potential's means lie on
-TEST_SOURCES = 1_000
 SAMPLES = 1_000  # of each test source
-MOMENT_SAMPLES = 2**17  # sources that the target's own moments are averaged over
+MOMENT_SAMPLES = 2**15  # sources that the target's own moments are averaged over
 
 
 class Mixture(NamedTuple):
-    """sum_k w_k N(mu_k, Sigma_k)."""
+    """sum_k w_k N(mu_k, Sigma_k), in float64."""
 
-    weights: Float[Array, "k"]
-    means: Float[Array, "k d"]
-    covariances: Float[Array, "k d d"]
+    weights: Float[np.ndarray, "k"]
+    means: Float[np.ndarray, "k d"]
+    covariances: Float[np.ndarray, "k d d"]
 
 
 class KnownPlan(NamedTuple):
@@ -68,10 +67,7 @@ def make(
         return radius * points / np.linalg.norm(points, axis=1, keepdims=True)
 
     def mixture(means: np.ndarray, covariances: np.ndarray) -> Mixture:
-        weights = np.full(len(means), 1 / len(means))
-        return Mixture(
-            *(jnp.asarray(x, jnp.float32) for x in (weights, means, covariances))
-        )
+        return Mixture(np.full(len(means), 1 / len(means)), means, covariances)
 
     identity = np.tile(np.eye(dim), (COMPONENTS, 1, 1))
     means, covariances = sphere(RADIUS), identity
@@ -94,52 +90,55 @@ def sample_mixture(
         key_component, jnp.log(mixture.weights), shape=(n,)
     )
     noise = jax.random.normal(key_noise, (n, mixture.means.shape[1]))
-    return _affine(mixture.means, mixture.covariances, component, noise)
+    means = jnp.asarray(mixture.means, jnp.float32)
+    return means[component] + _correlated(mixture.covariances, component, noise)
 
 
-def _affine(means, covariances, component, noise):
-    """means[component] + L[component] noise, for the Cholesky factors L."""
-    factors = jnp.linalg.cholesky(covariances)
+def _correlated(
+    covariances: Float[np.ndarray, "k d d"],
+    component: Int[Array, "n"],
+    noise: Float[Array, "n d"],
+) -> Float[Array, "n d"]:
+    """Noise of unit variance, given the covariance of each row's component."""
+    factors = np.linalg.cholesky(covariances)
     # One product a component is far less memory than one matrix a sample.
-    parts = jnp.stack([noise @ factor.T for factor in factors])
-    chosen = jnp.take_along_axis(parts, component[None, :, None], axis=0)[0]
-    return means[component] + chosen
+    parts = jnp.stack([noise @ jnp.float32(factor.T) for factor in factors])
+    return jnp.take_along_axis(parts, component[None, :, None], axis=0)[0]
 
 
 def log_density(
     x: Float[Array, "n d"],
-    means: Float[Array, "k d"],
-    covariances: Float[Array, "k d d"],
+    means: Float[np.ndarray, "k d"],
+    covariances: Float[np.ndarray, "k d d"],
 ) -> Float[Array, "n k"]:
     """log N(x_i | mu_k, Sigma_k)."""
-    factors = jnp.linalg.cholesky(covariances)
+    whiten = np.linalg.inv(np.linalg.cholesky(covariances))
+    scaled = jnp.einsum("kde,nke->nkd", jnp.float32(whiten), _away(x, means))
+    log_volume = np.log(np.diagonal(whiten, axis1=1, axis2=2)).sum(1)
+    constant = log_volume - x.shape[1] / 2 * np.log(2 * np.pi)
+    return jnp.float32(constant)[None] - jnp.sum(scaled**2, 2) / 2
 
-    def one(mean, factor):
-        away = (x - mean[None]).T
-        scaled = jax.scipy.linalg.solve_triangular(factor, away, lower=True)
-        return -jnp.sum(scaled**2, 0) / 2 - jnp.sum(jnp.log(jnp.diag(factor)))
 
-    constant = x.shape[1] / 2 * jnp.log(2 * jnp.pi)
-    return jax.vmap(one, out_axes=1)(means, factors) - constant
+def _away(x: Float[Array, "n d"], means: Float[np.ndarray, "k d"]) -> Array:
+    return x[:, None] - jnp.float32(means)[None]
 
 
 def conditional(
     plan: KnownPlan, x: Float[Array, "n d"]
-) -> tuple[Float[Array, "n k"], Float[Array, "n k d"], Float[Array, "k d d"]]:
+) -> tuple[Float[Array, "n k"], Float[Array, "n k d"], Float[np.ndarray, "k d d"]]:
     """Log weights, means and covariances of the Gaussians of pi(y | x)."""
     weights, means, covariances = plan.potential
-    identity = jnp.eye(x.shape[1])[None]
+    smoothed = covariances + plan.epsilon * np.eye(x.shape[1])
     log_weights = jax.nn.log_softmax(
-        jnp.log(weights)[None]
-        + log_density(x, means, covariances + plan.epsilon * identity),
-        axis=1,
+        jnp.float32(np.log(weights))[None] + log_density(x, means, smoothed), axis=1
     )
-    # S_k = epsilon Sigma_k (Sigma_k + epsilon I)^-1, without inverting Sigma_k.
-    shrink = jnp.linalg.inv(covariances + plan.epsilon * identity)
-    from_means = jnp.einsum("kde,ke->kd", shrink, plan.epsilon * means)
-    from_source = jnp.einsum("kde,kef,nf->nkd", covariances, shrink, x)
-    centres = from_source + from_means[None]
-    return log_weights, centres, plan.epsilon * covariances @ shrink
+    # S_k = epsilon Sigma_k (Sigma_k + epsilon I)^-1, without inverting Sigma_k, and
+    # m_k = mu_k + S_k / epsilon (x - mu_k).
+    shrink = covariances @ np.linalg.inv(smoothed)
+    centres = jnp.float32(means)[None] + jnp.einsum(
+        "kde,nke->nkd", jnp.float32(shrink), _away(x, means)
+    )
+    return log_weights, centres, plan.epsilon * shrink
 
 
 def sample(
@@ -150,8 +149,8 @@ def sample(
     log_weights, means, covariances = conditional(plan, source)
     component = jax.random.categorical(key_component, log_weights, axis=1)
     noise = jax.random.normal(key_noise, source.shape)
-    centred = _affine(jnp.zeros_like(means[0]), covariances, component, noise)
-    return centred + jnp.take_along_axis(means, component[:, None, None], 1)[:, 0]
+    centre = jnp.take_along_axis(means, component[:, None, None], axis=1)[:, 0]
+    return centre + _correlated(covariances, component, noise)
 
 
 def conditional_moments(plan: KnownPlan, x: Float[Array, "n d"]) -> Moments:
@@ -160,8 +159,9 @@ def conditional_moments(plan: KnownPlan, x: Float[Array, "n d"]) -> Moments:
     weights = jnp.exp(log_weights)
     mean = jnp.einsum("nk,nkd->nd", weights, means)
     away = means - mean[:, None]
-    covariance = jnp.einsum("nk,nkd,nke->nde", weights, away, away)
-    return Moments(mean, covariance + jnp.einsum("nk,kde->nde", weights, covariances))
+    covariance = jnp.einsum("nkd,nke->nde", weights[:, :, None] * away, away)
+    within = jnp.einsum("nk,kde->nde", weights, jnp.float32(covariances))
+    return Moments(mean, covariance + within)
 
 
 def target_moments(plan: KnownPlan, key: Key[Array, ""]) -> Moments:
@@ -170,13 +170,18 @@ def target_moments(plan: KnownPlan, key: Key[Array, ""]) -> Moments:
 
     @jax.jit
     def part(key):
-        mean, covariance = conditional_moments(
-            plan, sample_mixture(key, plan.source, chunk)
-        )
-        second = covariance.mean(0) + jnp.einsum("nd,ne->de", mean, mean) / chunk
-        return mean.mean(0), second
+        x = sample_mixture(key, plan.source, chunk)
+        log_weights, means, covariances = conditional(plan, x)
+        weights = jnp.exp(log_weights)
+        weighted = weights[:, :, None] * means
+        within = jnp.einsum("k,kde->de", weights.mean(0), jnp.float32(covariances))
+        second = jnp.einsum("nkd,nke->de", weighted, means) / chunk
+        return weighted.sum(1).mean(0), within + second
 
-    keys = jax.random.split(key, MOMENT_SAMPLES // chunk)
-    means, seconds = zip(*map(part, keys), strict=True)
-    mean, second = (np.mean(np.asarray(x, float), 0) for x in (means, seconds))
+    # Read one by one: CPU devices may wait for each other in overlapping programs.
+    parts = [
+        jax.device_get(part(key))
+        for key in jax.random.split(key, MOMENT_SAMPLES // chunk)
+    ]
+    mean, second = (np.mean(x, 0, dtype=float) for x in zip(*parts, strict=True))
     return Moments(mean, second - np.outer(mean, mean))

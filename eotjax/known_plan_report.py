@@ -1,103 +1,136 @@
 """How near a model comes to a plan that is known in closed form."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
 
 from eotjax import coupling, dataset, known_plan, moments
 from eotjax.data import DataSet
 from eotjax.export import Translator
+from eotjax.known_plan import KnownPlan
 from eotjax.metrics import Progress
+from eotjax.moments import Moments
 from eotjax.plan import solver
 
-# (first, sources [n, d]) -> draws [n, SAMPLES, d] of the targets of these sources,
-# which are the test set's from number `first` on
-Sampler = Callable[[int, Float[np.ndarray, "n d"]], Float[np.ndarray, "n samples d"]]
+# (first, sources [n, d], count) -> that many targets of each source, [n, count, d];
+# the sources are those from number `first` on
+Sampler = Callable[[int, Float[np.ndarray, "n d"], int], Float[np.ndarray, "n count d"]]
 SOURCES_AT_ONCE = 16
+OVERALL = 2**14  # sources that p1 is judged by, one target each
+PLANS = 250  # whose rows are averaged
 
 
 def evaluate(translator: Translator, splits: DataSet) -> dict:
     """BW2-UVP and cBW2-UVP (percent) of a model and of what to judge it by.
 
-    BW2-UVP compares the test sources' targets with p1, cBW2-UVP the targets of each
-    source with pi(y | x): half squared Bures-Wasserstein distances, in units of half
-    the variance of p1. `exact` draws from the true plan: the floor that so many samples
-    allow. `independent` draws from p1, `rows` from plans of the run's group size.
+    BW2-UVP compares the targets of many sources with p1, cBW2-UVP the targets of each
+    test source with pi(y | x): half squared Bures-Wasserstein distances, in units of
+    half the variance of p1. `exact` draws from the true plan: the floor that so many
+    samples allow. `independent` draws from p1. `rows` is the average law of a row of
+    plans between the run's group size of points: what the run is trained on.
 
     Returns:
       {"rows": {name: {metric: value}}, "settings": ...}.
     """
     config = translator.config
     truth = dataset.known_plan_of(config)
-    rng = jax.random.key(2**31)
-    key_moments, key_exact, key_hidden, key_rows = jax.random.split(rng, 4)
-    target = known_plan.target_moments(truth, key_moments)
-    unit = np.trace(target.covariance) / 2
-    sources = splits.test_source
+    keys = jax.random.split(jax.random.key(2**31), 5)
+    target = known_plan.target_moments(truth, keys[0])
+    many = known_plan.sample_mixture(keys[1], truth.source, OVERALL)
+    judge = partial(_judge, truth, target, splits.test_source, np.asarray(many))
 
-    def model(first: int, x: np.ndarray) -> np.ndarray:
+    def model(first: int, x: np.ndarray, count: int) -> np.ndarray:
         del first
-        return translator(x, num_samples=known_plan.SAMPLES).swapaxes(0, 1)
+        return translator(x, num_samples=count).reshape(count, *x.shape).swapaxes(0, 1)
 
-    @jax.jit
-    def draw(key, x):
-        return known_plan.sample(key, truth, x)
+    draw = jax.jit(lambda key, x: known_plan.sample(key, truth, x))
 
-    def exact(first: int, x: np.ndarray) -> np.ndarray:
-        repeated = jnp.repeat(jnp.asarray(x), known_plan.SAMPLES, axis=0)
-        drawn = draw(jax.random.fold_in(key_exact, first), repeated)
-        return np.asarray(drawn).reshape(len(x), -1, x.shape[1])
+    def exact(first: int, x: np.ndarray, count: int) -> np.ndarray:
+        repeated = jnp.repeat(jnp.asarray(x), count, axis=0)
+        drawn = draw(jax.random.fold_in(keys[2], first), repeated)
+        return np.asarray(drawn).reshape(len(x), count, x.shape[1])
 
-    def independent(first: int, x: np.ndarray) -> np.ndarray:
-        key = jax.random.fold_in(key_hidden, first)
-        count = known_plan.SAMPLES * len(x)
-        hidden = known_plan.sample_mixture(key, truth.source, count)
-        return np.asarray(draw(key, hidden)).reshape(len(x), -1, x.shape[1])
-
-    def row(sample: Sampler, label: str, sources: np.ndarray = sources) -> dict:
-        progress = Progress(label, len(sources), "sources")
-        distances, firsts = [], []
-        for start in range(0, len(sources), SOURCES_AT_ONCE):
-            x = sources[start : start + SOURCES_AT_ONCE]
-            y = sample(start, x)
-            wanted = known_plan.conditional_moments(truth, jnp.asarray(x))
-            found = moments.of(y)
-            distances.append(moments.bures_wasserstein(wanted, found))
-            firsts.append(y[:, 0])
-            progress.update(len(x))
-        each = np.concatenate(distances) / unit * 100
-        overall = moments.of(np.concatenate(firsts))
-        distance = moments.bures_wasserstein(target, overall) / unit * 100
-        return {
-            "bw2_uvp": float(distance),
-            "cbw2_uvp": float(each.mean()),
-            "cbw2_uvp_error": float(each.std() / np.sqrt(len(each))),
-        }
+    def independent(first: int, x: np.ndarray, count: int) -> np.ndarray:
+        key = jax.random.fold_in(keys[3], first)
+        hidden = known_plan.sample_mixture(key, truth.source, count * len(x))
+        return exact(first, np.asarray(hidden), 1).reshape(len(x), count, x.shape[1])
 
     rows = {
-        "eotjax": row(model, "translating"),
-        "exact": row(exact, "drawing exactly"),
-        "independent": row(independent, "drawing independently"),
+        "eotjax": judge(model, "translating"),
+        "exact": judge(exact, "drawing exactly"),
+        "independent": judge(independent, "drawing independently"),
     }
     if config.coupling.method == "entropic":
-        some = sources[: config.coupling.group_size]
-        drawn = from_rows(config, truth, some, key_rows)
-        rows["rows"] = row(
-            lambda first, x: drawn[first : first + len(x)], "judging rows", some
-        )
+        some = splits.test_source[: config.coupling.group_size]
+        law = row_law(config, truth, some, keys[4])
+        wanted = known_plan.conditional_moments(truth, jnp.asarray(some))
+        rows["rows"] = _row(target, _mixed(law), wanted, law)
     settings = {
-        "sources": len(sources),
+        "sources": len(splits.test_source),
         "samples": known_plan.SAMPLES,
         "sampling": config.sampling.to_dict(),
     }
     return {"rows": rows, "settings": settings}
 
 
-def from_rows(config, truth, sources, key) -> Float[np.ndarray, "n samples d"]:
-    """A target for each source from as many plans of the run's group size as samples.
+def _judge(
+    truth: KnownPlan,
+    target: Moments,
+    sources: Float[np.ndarray, "n d"],
+    many: Float[np.ndarray, "m d"],
+    sample: Sampler,
+    label: str,
+) -> dict[str, float]:
+    """The metrics of a sampler."""
+    progress = Progress(label, len(sources), "sources")
+    wanted, found = [], []
+    for start in range(0, len(sources), SOURCES_AT_ONCE):
+        x = sources[start : start + SOURCES_AT_ONCE]
+        found.append(moments.of(sample(start, x, known_plan.SAMPLES)))
+        wanted.append(known_plan.conditional_moments(truth, jnp.asarray(x)))
+        progress.update(len(x))
+    overall = moments.of(sample(0, many, 1)[:, 0])
+    return _row(
+        target,
+        overall,
+        *(
+            Moments(*map(np.concatenate, zip(*each, strict=True)))
+            for each in (wanted, found)
+        ),
+    )
+
+
+def _row(
+    target: Moments, overall: Moments, wanted: Moments, found: Moments
+) -> dict[str, float]:
+    """The metrics of moments: of all targets, and of each source's."""
+    percent = 100 / (np.trace(target.covariance) / 2)
+    each = percent * moments.bures_wasserstein(wanted, found)
+    return {
+        "bw2_uvp": float(percent * moments.bures_wasserstein(target, overall)),
+        "cbw2_uvp": float(each.mean()),
+        "cbw2_uvp_error": float(each.std() / np.sqrt(len(each))),
+    }
+
+
+def _mixed(each: Moments) -> Moments:
+    """Of an equal mixture of laws with these moments."""
+    between = moments.of(each.mean)
+    return Moments(between.mean, between.covariance + each.covariance.mean(0))
+
+
+def row_law(
+    config: ConfigDict,
+    truth: KnownPlan,
+    sources: Float[np.ndarray, "n d"],
+    key: Key[Array, ""],
+) -> Moments:
+    """Moments of the average row of each source over PLANS plans of the run's kind.
 
     Each plan is between `sources`, filled up with fresh ones, and fresh targets.
     """
@@ -105,21 +138,25 @@ def from_rows(config, truth, sources, key) -> Float[np.ndarray, "n samples d"]:
 
     @jax.jit
     def one(key):
-        keys = jax.random.split(key, 4)
+        keys = jax.random.split(key, 3)
         fresh = known_plan.sample_mixture(keys[0], truth.source, n - len(sources))
         hidden = known_plan.sample_mixture(keys[1], truth.source, n)
-        target = known_plan.sample(keys[2], truth, hidden)
+        y = known_plan.sample(keys[2], truth, hidden)
         x = jnp.concatenate([jnp.asarray(sources), fresh])
-        cost = coupling.half_squared_distance(x, target)
-        rows, _ = coupling.log_rows(
-            cost, coupling.solve(cost, settings).g, settings.epsilon
-        )
-        partner = jax.random.categorical(keys[3], rows[: len(sources)], axis=1)
-        return target[partner]
+        cost = coupling.half_squared_distance(x, y)
+        found = coupling.solve(cost, settings)
+        rows, _ = coupling.log_rows(cost, found.g, settings.epsilon)
+        p = jnp.exp(rows[: len(sources)])
+        outer = (y[:, :, None] * y[:, None, :]).reshape(n, -1)
+        return p @ y, (p @ outer).reshape(len(sources), *2 * y.shape[1:])
 
-    progress = Progress("solving plans", known_plan.SAMPLES, "plans")
-    drawn = []
-    for index in range(known_plan.SAMPLES):
-        drawn.append(np.asarray(one(jax.random.fold_in(key, index))))
+    progress = Progress("solving plans", PLANS, "plans")
+    mean: np.ndarray | float = 0.0
+    second: np.ndarray | float = 0.0
+    for index in range(PLANS):
+        first_moment, second_moment = one(jax.random.fold_in(key, index))
+        mean = mean + np.asarray(first_moment, float) / PLANS
+        second = second + np.asarray(second_moment, float) / PLANS
         progress.update(1)
-    return np.stack(drawn, axis=1)
+    mean = np.asarray(mean)
+    return Moments(mean, second - mean[:, :, None] * mean[:, None, :])
