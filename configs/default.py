@@ -47,7 +47,8 @@ def get_config(variants: str = "") -> ConfigDict:
     c.coupling = ConfigDict()
     c.coupling.method = "entropic"  # whole: one plan of the sets; independent: none
     c.coupling.group_size = 64  # points a side of one plan; divides batch_size, or is
-    # a multiple of it: then one plan serves several steps.
+    # a multiple of it: then one plan serves several steps
+    c.coupling.draws = 1  # partners drawn for each point; more: for more steps
     c.coupling.epsilon = 0.02  # entropic regularisation of the cost |x - y|^2 / 2
     c.coupling.relative = "mean"  # epsilon is in units of the cost's mean, std, or ""
     c.coupling.entropy = 0.0  # find the epsilon whose plan has this entropy; 0: do not

@@ -74,7 +74,7 @@ class Bridge:
 
     def times(self, steps: int) -> Float[Array, "times"]:
         """From 0 to 1, denser towards 1, where the target's detail is decided."""
-        return 1 - jnp.linspace(1, 0, steps + 1) ** 1.5
+        return 1 - jnp.linspace(1, 0, steps + 1) ** 2
 
     def example(
         self,

@@ -35,11 +35,17 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
             f"{name} {size} cannot be cut over {num_devices} devices; make it a "
             f"multiple of {num_devices}.",
         )
-    group = c.coupling.group_size
+    group, draws = c.coupling.group_size, c.coupling.draws
+    require(draws > 0, f"coupling.draws is {draws}; it must be at least 1.")
     require(
         group > 0 and (c.batch_size % group == 0 or group % c.batch_size == 0),
         f"coupling.group_size {group} neither divides batch_size {c.batch_size} nor is "
         "a multiple of it; take one that does or is.",
+    )
+    require(
+        draws == 1 or group * draws % c.batch_size == 0,
+        f"a plan's {group} * {draws} pairs (coupling.group_size * coupling.draws) do "
+        f"not fill batches of {c.batch_size}; make them a multiple of batch_size.",
     )
     for name, count in (
         ("steps", c.steps),
@@ -133,6 +139,12 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     )
 
 
+def outlasts_a_step(config: ConfigDict) -> bool:
+    """Whether one plan of a group serves several steps."""
+    c = config.coupling
+    return c.draws > 1 or c.group_size > config.batch_size
+
+
 def check_shape(config: ConfigDict, shape: Shape) -> None:
     """Raises UserError where the UNet's levels or the pooled cost do not fit."""
     pooled = config.coupling.cost == "pooled"
@@ -164,12 +176,12 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
 def check_coupling(config: ConfigDict, resident: bool) -> None:
     """Raises UserError where the plan does not fit the training sets."""
     c = config.coupling
-    large = c.method == "whole" or c.group_size > config.batch_size
+    large = c.method == "whole" or outlasts_a_step(config)
     require(
         resident or not large,
         "a plan larger than a batch needs the training sets on the device; raise "
-        "data.device_gib, or set coupling.method = 'entropic' and coupling.group_size "
-        f"to at most {config.batch_size}.",
+        "data.device_gib, or set coupling.method = 'entropic', coupling.group_size to "
+        f"at most {config.batch_size} and coupling.draws = 1.",
     )
     require(
         c.copies == 1 or c.cost != "features",

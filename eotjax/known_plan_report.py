@@ -22,7 +22,7 @@ from eotjax.plan import solver
 Sampler = Callable[[int, Float[np.ndarray, "n d"], int], Float[np.ndarray, "n count d"]]
 SOURCES_AT_ONCE = 16
 OVERALL = 2**14  # sources that p1 is judged by, one target each
-PLANS = 250  # whose rows are averaged
+PLAN_POINTS = 25_600  # of all plans whose rows are averaged, a side
 
 
 def evaluate(translator: Translator, splits: DataSet) -> dict:
@@ -130,11 +130,12 @@ def row_law(
     sources: Float[np.ndarray, "n d"],
     key: Key[Array, ""],
 ) -> Moments:
-    """Moments of the average row of each source over PLANS plans of the run's kind.
+    """Moments of the average row of each source over plans of the run's group size.
 
     Each plan is between `sources`, filled up with fresh ones, and fresh targets.
     """
     n, settings = config.coupling.group_size, solver(config)
+    plans = max(PLAN_POINTS // n, 1)
 
     @jax.jit
     def one(key):
@@ -150,13 +151,13 @@ def row_law(
         outer = (y[:, :, None] * y[:, None, :]).reshape(n, -1)
         return p @ y, (p @ outer).reshape(len(sources), *2 * y.shape[1:])
 
-    progress = Progress("solving plans", PLANS, "plans")
+    progress = Progress("solving plans", plans, "plans")
     mean: np.ndarray | float = 0.0
     second: np.ndarray | float = 0.0
-    for index in range(PLANS):
+    for index in range(plans):
         first_moment, second_moment = one(jax.random.fold_in(key, index))
-        mean = mean + np.asarray(first_moment, float) / PLANS
-        second = second + np.asarray(second_moment, float) / PLANS
+        mean = mean + np.asarray(first_moment, float) / plans
+        second = second + np.asarray(second_moment, float) / plans
         progress.update(1)
     mean = np.asarray(mean)
     return Moments(mean, second - mean[:, :, None] * mean[:, None, :])

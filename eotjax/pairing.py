@@ -6,6 +6,7 @@ where the cost is taken. Without them that is `embed` of the images as training 
 them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -98,9 +99,9 @@ class Pool(NamedTuple):
     stats: PlanStats
 
 
-def empty_pool(group_size: int) -> Pool:
+def empty_pool(pairs: int) -> Pool:
     """What a run holds before its first plan."""
-    zeros = jnp.zeros(group_size, jnp.int32)
+    zeros = jnp.zeros(pairs, jnp.int32)
     return Pool(Pairs(zeros, zeros), coupling.no_stats())
 
 
@@ -111,15 +112,19 @@ def over_steps(
     couple: Couple,
     batch_size: int,
     group_size: int,
+    draws: int,
     lengths: tuple[int, int],
     seed: int,
     constrain: Constrain,
 ) -> Pairing:
-    """One plan over the draws of several batches, used up by as many steps.
+    """One plan for as many steps as its pairs last: group_size * draws of them.
 
-    Arguments as for `within_batches`, but group_size is a multiple of batch_size.
+    Arguments as for `within_batches`, but batch_size divides the number of pairs:
+
+    Args:
+      draws: that `couple` makes for each point.
     """
-    steps = group_size // batch_size
+    steps = group_size * draws // batch_size
 
     def draw(step, held, data):
         key_draw, key_plan = batch.keys(seed, step // steps)[:2]
@@ -136,7 +141,8 @@ def over_steps(
                 return embed(view(key, data[name][rows], ids))
 
             ids = jnp.arange(group_size)
-            parts = jax.tree.map(lambda x: x.reshape(steps, -1), (index, ids))
+            size = math.gcd(group_size, batch_size)  # images at once
+            parts = jax.tree.map(lambda x: x.reshape(-1, size), (index, ids))
             return jax.lax.map(part, parts).reshape(group_size, -1)
 
         def solve():

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from eotjax import batch, cost_space, coupling, data, pairing, parallel, potentials
 from eotjax import epsilon as search
 from eotjax.batch import Data
-from eotjax.checks import choose
+from eotjax.checks import choose, outlasts_a_step
 from eotjax.coupling import PlanStats, Solver
 from eotjax.data import DataSet, Domain
 from eotjax.potentials import Plan, RowBlocks
@@ -78,8 +78,8 @@ def embed(config: ConfigDict, splits: DataSet) -> cost_space.Embed:
 def couple(config: ConfigDict, settings: Solver) -> coupling.Couple:
     """How pairs are drawn, one plan a group."""
     if config.coupling.method == "independent":
-        return coupling.independent()
-    return coupling.entropic(settings)
+        return coupling.independent(config.coupling.draws)
+    return coupling.entropic(settings, config.coupling.draws)
 
 
 def pair(
@@ -114,9 +114,9 @@ def pair(
         "couple": couple(config, settings),
         "group_size": c.group_size,
     }
-    if c.group_size > config.batch_size:
+    if outlasts_a_step(config):
         assert lengths is not None  # checked with the data
-        return pairing.over_steps(lengths=lengths, **groups)
+        return pairing.over_steps(lengths=lengths, draws=c.draws, **groups)
     return pairing.within_batches(lengths=lengths, **groups)
 
 
@@ -126,8 +126,8 @@ def nothing_held(config: ConfigDict, lengths: tuple[int, int] | None) -> pairing
     if c.method == "whole":
         assert lengths is not None
         return potentials.no_plan(*(c.copies * n for n in lengths))
-    if c.group_size > config.batch_size:
-        return pairing.empty_pool(c.group_size)
+    if outlasts_a_step(config):
+        return pairing.empty_pool(c.group_size * c.draws)
     return ()
 
 
@@ -182,7 +182,8 @@ def try_groups(
     mesh: Mesh,
 ) -> Trials:
     """The very plans of a run's first steps."""
-    each = max(config.coupling.group_size // config.batch_size, 1)
+    c = config.coupling
+    each = max(c.group_size * c.draws // config.batch_size, 1)  # steps a plan
     empty = nothing_held(config, lengths)
 
     @partial(jax.jit, static_argnums=0, out_shardings=parallel.replicated(mesh))
