@@ -166,7 +166,9 @@ def load(path: str | Path, /, **sampling) -> Translator:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command-line arguments that `load_named` reads."""
     parser.add_argument("--export", required=True, help="the folder of an artefact")
-    parser.add_argument("--solver", help="instead of the config's: ancestral or ddim")
+    parser.add_argument(
+        "--solver", help="instead of the config's: ancestral, ddim, heun (bridge)"
+    )
     parser.add_argument("--steps", type=int, help="of the solver")
     parser.add_argument(
         "--path",

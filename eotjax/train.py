@@ -67,15 +67,10 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     run_folder.claim(workdir, asked, epsilon=config.coupling.epsilon)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     state = first_state(training, checkpoints, parallel.replicated(mesh))
-    if on_device and config.coupling.method == "whole" and state.step == 0:
-        held = potentials.solve(
-            plan.costs(config, on_device, mesh), plan.solver(config), mesh=mesh
-        )
-        state = state._replace(held=held)
-        print(
-            f"the whole plan: {held.stats.iterations:.0f} iterations, marginal error "
-            f"{held.stats.marginal_error:.2g}, entropy {held.stats.entropy:.3f}"
-        )
+    if config.coupling.method == "whole" and checkpoints.latest_step() is None:
+        assert on_device is not None  # checked with the data
+        state = state._replace(held=whole_plan(config, on_device, mesh))
+        checkpoints.save(0, state)
     start = int(state.step)
     writer = metrics.Writer(workdir, step=start, tensorboard=config.tensorboard)
     log = metrics.Log(
@@ -161,6 +156,29 @@ def first_state(
     )
     print(f"going on from step {int(state.step)}")
     return state
+
+
+def whole_plan(config: ConfigDict, sets: step.Data, mesh: Mesh) -> potentials.Plan:
+    """The plan between the whole training sets, solved.
+
+    Raises:
+      UserError: it did not come near enough to its marginals.
+    """
+    settings = plan.solver(config)
+    found = potentials.solve(plan.costs(config, sets, mesh), settings, mesh=mesh)
+    stats = found.stats
+    print(
+        f"the whole plan: {stats.iterations:.0f} iterations, marginal error "
+        f"{stats.marginal_error:.2g}, entropy {stats.entropy:.3f}"
+    )
+    most = config.coupling.max_marginal_error
+    checks.require(
+        bool(stats.marginal_error <= most),
+        f"the whole plan's marginal error is {stats.marginal_error:.3g}, over "
+        f"coupling.max_marginal_error {most}: raise coupling.epsilon or "
+        "coupling.max_iterations.",
+    )
+    return found
 
 
 def device_data(
