@@ -25,7 +25,7 @@ with warnings.catch_warnings():
 # Over-relaxed after 20 iterations by the rate seen until then (Lehmann et al. 2021,
 # arXiv 2012.12562), but not far from the solution, where potentials would overflow.
 # Half the iterations of the plain method and less: docs/sinkhorn.md.
-MOMENTUM = acceleration.Momentum(start=20, error_threshold=0.5)
+MOMENTUM = acceleration.Momentum(start=20, error_threshold=0.5)  # type: ignore[call-arg]
 
 
 class Solver(NamedTuple):
@@ -140,7 +140,7 @@ def solve(
         error = errors[jnp.maximum(checks - 1, 0)]
         if solver.balanced:  # over-relaxed potentials do not keep the rows: mend them
             f = cost.update_potential(f, g, jnp.log(problem.a), axis=1)
-            error = sinkhorn.marginal_error(f, g, problem.b, cost)[0]
+            error = jnp.max(sinkhorn.marginal_error(f, g, problem.b, cost))
     return Potentials(f, g, checks * float(run.inner_iterations), error)
 
 

@@ -16,7 +16,7 @@ class Moments(NamedTuple):
     covariance: Matrix
 
 
-def of(y: Float[np.ndarray, "*n samples d"], ddof: int = 0) -> Moments:
+def of(y: Float[np.ndarray | jax.Array, "*n samples d"], ddof: int = 0) -> Moments:
     """Moments of samples, in float64; the covariance divides by samples - ddof."""
     y = np.asarray(y, float)
     mean = y.mean(-2)
