@@ -30,9 +30,12 @@ def get_config(variants: str = ""):
 
 
 def bridge(c) -> None:
-    """A bridge of little noise: of the plan's own epsilon it forgets more of the hue.
+    """A bridge of little noise and a plan near a matching, to keep the hue exactly.
 
-    On seed 0 the hue error is 1.6 degrees, against 6.9 with the plan's epsilon, 3.4.
+    The noise of the way moves the hue, and so does a blurred plan: after 400 steps of
+    seed 0 the hue error is 2.0 degrees at 0.1 with the plan of the other estimators,
+    1.4 so.
     """
     default.estimator("bridge")(c)
-    c.estimator.epsilon = 0.1
+    c.coupling.epsilon = 0.005
+    c.estimator.epsilon = 0.01

@@ -260,7 +260,7 @@ def independent_stats(mean: Float[Array, ""], std: Float[Array, ""]) -> PlanStat
 def independent(draws: int = 1) -> Couple:
     """The control: the batch's own order, which pairs independent draws.
 
-    n * draws pairs a group, all different.
+    n * draws pairs a group, all different where draws <= n.
     """
 
     def one_group(source, target):
