@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eotjax import build, dataset, parallel, plan, train
+from eotjax import build, dataset, parallel, plan, potentials, train
 from eotjax.checkpoint import Checkpoints
 from eotjax.errors import UserError
 from eotjax.interruption import Interruption
@@ -39,7 +39,8 @@ def final_state(config, workdir):
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
     config = plan.with_epsilon(config, 1.0)
-    state = jax.eval_shape(build.training(config, shape, (1, 1), mesh).init)
+    lengths = (len(splits.train_source), len(splits.train_target))
+    state = jax.eval_shape(build.training(config, shape, lengths, mesh).init)
     layout = parallel.replicated(mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
     restored = checkpoints.restore(
@@ -117,6 +118,50 @@ def test_200_steps_equal_100_a_restart_and_100(
     assert [x["step"] for x in whole] == [x["step"] for x in cut] == [50, 100, 150, 200]
     for a, b in zip(whole, cut, strict=True):
         assert a["loss"] == b["loss"]
+
+
+LARGE = {
+    "whole": {"coupling__method": "whole"},
+    "several steps": {"coupling__group_size": 16, "coupling__draws": 3},
+}
+
+
+@pytest.mark.parametrize("changes", list(LARGE.values()), ids=list(LARGE))
+def test_a_plan_that_outlasts_a_step_outlasts_a_restart(
+    vectors, tmp_path, interrupt, one_device, changes
+):
+    config = vectors(steps=8, checkpoint__every=1_000, **changes)
+    interrupt(None)
+    assert train.train(config, tmp_path / "whole")
+    interrupt(3)
+    assert not train.train(config, tmp_path / "cut")
+    interrupt(None)
+    assert train.train(config, tmp_path / "cut")
+    states = [final_state(config, tmp_path / name) for name in ("whole", "cut")]
+    assert states[0].held.stats.converged == 1
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_whole_plan_is_solved_once_and_kept_before_the_first_step(
+    vectors, tmp_path, interrupt, one_device, monkeypatch
+):
+    config = vectors(coupling__method="whole", coupling__relative="", steps=2)
+    config.coupling.epsilon = 1.0
+    interrupt(1)
+    assert not train.train(config, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / "1")
+    monkeypatch.setattr(potentials, "solve", lambda *_, **__: pytest.fail("again"))
+    interrupt(None)
+    assert train.train(config, tmp_path)
+    assert lines(tmp_path)[-1]["plan/converged"] == 1
+
+
+def test_a_whole_plan_that_was_not_solved_ends_the_run_before_its_first_step(
+    vectors, tmp_path, one_device
+):
+    config = vectors(coupling__method="whole", coupling__max_marginal_error=1e-9)
+    with pytest.raises(UserError, match=r"the whole plan's marginal error is .* raise"):
+        train.train(config, tmp_path)
 
 
 def test_images_go_on_bit_for_bit_from_a_step_between_two_log_lines(
