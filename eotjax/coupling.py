@@ -162,6 +162,21 @@ def draw_rows(
     return jax.random.categorical(key, log_mass, shape=(count,))
 
 
+def draw_columns(key: Key[Array, ""], logits: Float[Array, "n m"]) -> Int[Array, "n"]:
+    """One column of each row, with the probabilities softmax(logits).
+
+    First a block of columns, then one of the block: 2 sqrt(m) random numbers, not m.
+    """
+    n, m = logits.shape
+    width = math.isqrt(m)
+    blocks = jnp.pad(logits, ((0, 0), (0, -m % width)), constant_values=-jnp.inf)
+    blocks = blocks.reshape(n, -1, width)
+    key_block, key_within = jax.random.split(key)
+    block = jax.random.categorical(key_block, jax.nn.logsumexp(blocks, 2), axis=1)
+    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * width + jax.random.categorical(key_within, within, axis=1)
+
+
 def normalised_entropy(
     mass: Float[Array, "n"], row_entropy: Float[Array, "n"], m: int
 ) -> Float[Array, ""]:
@@ -238,7 +253,7 @@ def entropic(solver: Solver, draws: int = 1) -> Couple:
         log_mass, stats = describe(found, rows, solver)
         i = draw_rows(key_row, log_mass, solver, draws * len(source))
         logits, _ = log_rows(cost, found.g, solver.epsilon)
-        return Pairs(i, jax.random.categorical(key_column, logits[i], axis=1)), stats
+        return Pairs(i, draw_columns(key_column, logits[i])), stats
 
     def couple(key, source, target):
         return jax.vmap(one_group)(jax.random.split(key, len(source)), source, target)

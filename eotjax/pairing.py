@@ -214,7 +214,7 @@ def over_the_sets(
         rows, _ = coupling.log_rows(
             coupling.half_squared_distance(x[i], y), held.g, solver.epsilon
         )
-        j = constrain(jax.random.categorical(key_plan, rows, axis=1))
+        j = constrain(coupling.draw_columns(key_plan, rows))
 
         def images(name, key, index):
             if fixed_views:
