@@ -140,7 +140,8 @@ def solve(
         error = errors[jnp.maximum(checks - 1, 0)]
         if solver.balanced:  # over-relaxed potentials do not keep the rows: mend them
             f = cost.update_potential(f, g, jnp.log(problem.a), axis=1)
-            error = jnp.max(sinkhorn.marginal_error(f, g, problem.b, cost))
+            mended = jnp.max(sinkhorn.marginal_error(f, g, problem.b, cost))
+            error = jnp.minimum(error, mended)  # never more, but for rounding
     return Potentials(f, g, checks * float(run.inner_iterations), error)
 
 

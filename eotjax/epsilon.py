@@ -36,18 +36,25 @@ def of_entropy(
         raise UserError("all images are equal, and every plan too: no entropy to find.")
 
     @functools.cache  # Brent's method begins with the ends of the bracket
-    def excess(log_epsilon: float) -> float:
+    def plan(log_epsilon: float) -> PlanStats:
         epsilon = math.exp(log_epsilon)
         stats = describe(epsilon)
-        entropy = float(stats.entropy)
-        report(f"epsilon {epsilon:.4g}: plan entropy {entropy:.3f}")
+        report(f"epsilon {epsilon:.4g}: plan entropy {float(stats.entropy):.3f}")
+        return stats
+
+    def excess(log_epsilon: float) -> float:
+        return float(plan(log_epsilon).entropy) - wanted
+
+    def found(log_epsilon: float) -> float:
+        # The ends of the bracket need not converge, the plan that is kept must.
+        epsilon, stats = math.exp(log_epsilon), plan(log_epsilon)
         if float(stats.converged) < 1:
             raise UserError(
                 f"no plan of entropy {wanted} was found: at epsilon {epsilon:.3g} "
-                f"(entropy {entropy:.3f}) Sinkhorn does not converge; set "
+                f"(entropy {float(stats.entropy):.3f}) Sinkhorn does not converge; set "
                 "coupling.entropy higher or raise coupling.max_iterations."
             )
-        return entropy - wanted
+        return epsilon
 
     point = math.log(0.05 * mean)
     value = excess(point)
@@ -63,5 +70,5 @@ def of_entropy(
             )
         previous, value = value, excess(point)
         if previous * value <= 0:
-            return math.exp(brentq(excess, *sorted((before, point)), xtol=PRECISION))
-    return math.exp(point)
+            return found(brentq(excess, *sorted((before, point)), xtol=PRECISION))
+    return found(point)

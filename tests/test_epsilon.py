@@ -71,6 +71,17 @@ def test_an_entropy_that_no_solved_plan_has_is_refused():
         epsilon.of_entropy(describe, 0.5, mean=0.0)
 
 
+def test_only_the_plan_that_is_kept_must_be_solved():
+    describe, mean = described(*clouds())
+    expected = epsilon.of_entropy(describe, 0.1, mean=mean, report=str)
+
+    def unsolved_below(value):
+        return describe(value)._replace(converged=float(value > 0.9 * expected))
+
+    found = epsilon.of_entropy(unsolved_below, 0.1, mean=mean, report=str)
+    assert found == expected
+
+
 @pytest.mark.parametrize("unit", ["mean", "std"])
 @pytest.mark.parametrize("method", ["entropic", "whole", "independent"])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
