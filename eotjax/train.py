@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,11 +165,12 @@ def whole_plan(config: ConfigDict, sets: step.Data, mesh: Mesh) -> potentials.Pl
     Raises:
       UserError: it did not come near enough to its marginals.
     """
-    settings = plan.solver(config)
+    settings, start = plan.solver(config), time.monotonic()
     found = potentials.solve(plan.costs(config, sets, mesh), settings, mesh=mesh)
-    stats = found.stats
+    stats = jax.device_get(found.stats)
     print(
-        f"the whole plan: {stats.iterations:.0f} iterations, marginal error "
+        f"the whole plan: {stats.iterations:.0f} iterations in "
+        f"{metrics.duration(time.monotonic() - start)}, marginal error "
         f"{stats.marginal_error:.2g}, entropy {stats.entropy:.3f}"
     )
     most = config.coupling.max_marginal_error
