@@ -71,9 +71,9 @@ def get_config(variants: str = "") -> ConfigDict:
     # strays most half-way, by sqrt(epsilon) / 2, in images of range 2: so 3, a usual
     # plan's at 16x16, drowns them in noise half-way, and 0.05 lets them show through.
     c.estimator.rho = 0.5  # cmde: the condition is noised rho times as fast
-    c.estimator.prediction = "v"  # what the network predicts: v, noise or data
+    c.estimator.prediction = "v"  # of the network: v, noise or data; not for a bridge
 
-    c.schedule = ConfigDict()
+    c.schedule = ConfigDict()  # of all but a bridge
     c.schedule.name = "vp_cosine"  # vp_linear, vp_cosine or ve
     c.schedule.beta_min = 0.1  # vp_linear
     c.schedule.beta_max = 20.0

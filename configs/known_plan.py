@@ -5,7 +5,7 @@ python -m eotjax.main --config=configs/known_plan.py:bridge --workdir=RUN \\
 
 coupling.epsilon is also the instance's. Evaluation prints BW2-UVP and cBW2-UVP (in
 percent, of the target's distribution and of the plan) beside those of the exact plan,
-of independent pairs and of the rows of the run's own kind of plan; docs/known_plans.md
+of independent pairs and of the rows of plans of single batches; docs/known_plans.md
 has the table.
 """
 

@@ -16,8 +16,8 @@ from eotjax.schedule import Schedule
 Image = Float[Array, "b ..."]
 Time = Float[Array, ""]
 Keys = Key[Array, "b"]
-Denoise = Callable[[Image, Time], Image]  # (y_t, t) -> E[y | y_t]
-Solver = Callable[[Denoise, Keys, Image, Time, Time], Image]  # from t to s < t
+Denoise = Callable[[Image, Time], Image]  # (state, t) -> E[y | state]
+Solver = Callable[[Denoise, Keys, Image, Time, Time], Image]  # from time t to s
 State = TypeVar("State")
 
 
