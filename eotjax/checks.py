@@ -36,7 +36,6 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
             f"multiple of {num_devices}.",
         )
     group, draws = c.coupling.group_size, c.coupling.draws
-    require(draws > 0, f"coupling.draws is {draws}; it must be at least 1.")
     require(
         group > 0 and (c.batch_size % group == 0 or group % c.batch_size == 0),
         f"coupling.group_size {group} neither divides batch_size {c.batch_size} nor is "
@@ -59,6 +58,7 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         ("coupling.pool", c.coupling.pool),
         ("coupling.components", c.coupling.components),
         ("coupling.copies", c.coupling.copies),
+        ("coupling.draws", draws),
         ("known.dim", c.known.dim),
         ("known.count", c.known.count),
         ("known.test_sources", c.known.test_sources),

@@ -145,11 +145,18 @@ def solve(
     return Potentials(f, g, checks * float(run.inner_iterations), error)
 
 
+def row_logits(
+    cost: Float[Array, "n m"], g: Float[Array, "m"], epsilon: Any
+) -> Float[Array, "n m"]:
+    """Row i of the plan is proportional to the exponentials of row i."""
+    return (g[None, :] - cost) / epsilon
+
+
 def log_rows(
     cost: Float[Array, "n m"], g: Float[Array, "m"], epsilon: Any
 ) -> tuple[Float[Array, "n m"], Float[Array, "n"]]:
     """The plan's rows as logarithms, each normalised, and -f / epsilon of kept ones."""
-    logits = (g[None, :] - cost) / epsilon
+    logits = row_logits(cost, g, epsilon)
     total = jax.nn.logsumexp(logits, axis=1)
     return logits - total[:, None], total - math.log(cost.shape[1])
 
@@ -253,7 +260,7 @@ def entropic(solver: Solver, draws: int = 1) -> Couple:
         rows = describe_rows(cost, found.g, solver.epsilon)
         log_mass, stats = describe(found, rows, solver)
         i = draw_rows(key_row, log_mass, solver, draws * len(source))
-        logits, _ = log_rows(cost, found.g, solver.epsilon)
+        logits = row_logits(cost, found.g, solver.epsilon)
         return Pairs(i, draw_columns(key_column, logits[i])), stats
 
     def couple(key, source, target):

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
-from ml_collections import ConfigDict
 
 from eotjax import coupling, dataset, known_plan, moments
 from eotjax.checks import outlasts_a_step
+from eotjax.coupling import Solver
 from eotjax.data import DataSet
 from eotjax.export import Translator
 from eotjax.known_plan import KnownPlan
@@ -67,8 +67,9 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
         "independent": judge(independent, "drawing independently"),
     }
     if config.coupling.method == "entropic" and not outlasts_a_step(config):
-        some = splits.test_source[: config.coupling.group_size]
-        law = row_law(config, truth, some, keys[4])
+        n = config.coupling.group_size
+        some = splits.test_source[:n]
+        law = row_law(truth, some, keys[4], n=n, settings=solver(config))
         wanted = known_plan.conditional_moments(truth, jnp.asarray(some))
         rows["rows"] = _row(target, _mixed(law), wanted, law)
     settings = {
@@ -126,16 +127,17 @@ def _mixed(each: Moments) -> Moments:
 
 
 def row_law(
-    config: ConfigDict,
     truth: KnownPlan,
-    sources: Float[np.ndarray, "n d"],
+    sources: Float[np.ndarray, "k d"],
     key: Key[Array, ""],
+    *,
+    n: int,
+    settings: Solver,
 ) -> Moments:
-    """Moments of the average row of each source over PLANS plans of the run's kind.
+    """Moments of the average row of each source over PLANS plans of n points a side.
 
     Each plan is between `sources`, filled up with fresh ones, and fresh targets.
     """
-    n, settings = config.coupling.group_size, solver(config)
 
     @jax.jit
     def one(key):

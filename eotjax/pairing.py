@@ -211,10 +211,10 @@ def over_the_sets(
         else:
             i = jax.random.categorical(key_index, held.log_mass, shape=(batch_size,))
         i = constrain(i)
-        rows, _ = coupling.log_rows(
+        logits = coupling.row_logits(
             coupling.half_squared_distance(x[i], y), held.g, solver.epsilon
         )
-        j = constrain(coupling.draw_columns(key_plan, rows))
+        j = constrain(coupling.draw_columns(key_plan, logits))
 
         def images(name, key, index):
             if fixed_views:
