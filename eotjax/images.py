@@ -1,20 +1,29 @@
 """Image files: found, decoded to uint8 [h, w, c], written, laid out in grids."""
 
+import contextlib
+import glob
+import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from eotjax.errors import UserError
 
 Fit = Literal["crop", "pad", "stretch"]
 Pixels = UInt8[np.ndarray, "h w c"]
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+AnySize = UInt8[np.ndarray, "_ _ c"]  # of several images, each of its own size
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of training images
+ALL_SUFFIXES = (*SUFFIXES, ".bmp", ".gif", ".tif", ".tiff")
+SAVING = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 
 
 def find(folder: str | Path) -> list[Path]:
@@ -35,28 +44,126 @@ def find(folder: str | Path) -> list[Path]:
     return found
 
 
+class Found(NamedTuple):
+    """Image files: `base / name` for each of the names, sorted."""
+
+    base: Path
+    names: list[Path]
+
+
+def search(source: str | Path, *, apart_from: str | Path) -> Found:
+    """The image files that a path means.
+
+    Args:
+      source: an image; a folder, for all images below it; or a glob, where ** is any
+        folders. Hidden files and folders are passed over. Names are relative to the
+        image's folder, the folder, or the part of the glob before its first wildcard.
+      apart_from: a folder whose images do not count where it lies below `source`.
+
+    Raises:
+      UserError: nothing is there, or no image.
+    """
+    source, apart_from = Path(source).expanduser(), Path(apart_from).resolve()
+    if source.is_file():
+        if source.suffix.lower() not in ALL_SUFFIXES:
+            raise UserError(
+                f"{source} is none of {' '.join(ALL_SUFFIXES)}; convert it to one."
+            )
+        return Found(source.parent, [Path(source.name)])
+    if source.is_dir():
+        base, paths = source, _walk(source)
+        nothing = f"the folder {source} holds no image; put files of"
+    elif _is_wild(str(source)):
+        base = Path(*takewhile(lambda part: not _is_wild(part), source.parts))
+        if ".." in source.parts[len(base.parts) :]:
+            raise UserError(f"{source} has .. after a wildcard; write it without.")
+        paths = map(Path, glob.iglob(str(source), recursive=True))
+        nothing = f"nothing that matches {source} is an image; match files of"
+    else:
+        raise UserError(
+            f"there is nothing at {source}; give an image, a folder or a quoted glob."
+        )
+    names = {
+        path.relative_to(base)
+        for path in paths
+        if path.suffix.lower() in ALL_SUFFIXES and (path.is_file() or path.is_symlink())
+    }
+    if not base.resolve().is_relative_to(apart_from):
+        names = {
+            name
+            for name in names
+            if not (base / name).parent.resolve().is_relative_to(apart_from)
+        }
+    if not names:
+        raise UserError(f"{nothing} {' '.join(ALL_SUFFIXES)} there.")
+    return Found(base, sorted(names))
+
+
+def _is_wild(part: str) -> bool:
+    return re.search(r"[*?[]", part) is not None
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files below a folder but hidden ones; each folder once, also where linked."""
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(here, name) for name in files if not name.startswith("."))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without Pillow's warnings: an image that it reads all the same is no problem.
+
+    Warnings are silenced for the whole process: hold this around threads that decode.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+
+
 def decode(
-    path: str | Path | BytesIO, *, size: tuple[int, int], channels: int, fit: Fit
+    path: str | Path | BytesIO,
+    *,
+    size: tuple[int, int] | None,
+    channels: int,
+    fit: Fit = "crop",
 ) -> Pixels:
     """Reads one image file as uint8 of exactly (height, width, channels).
+
+    Of an animation the first frame; for the rest see `to_pixels`.
 
     Raises:
       UserError: the file is no image that Pillow can read to its end.
     """
     try:
-        # A decompression-bomb warning is about untrusted servers, not one's own files.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return to_pixels(image, size=size, channels=channels, fit=fit)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with quiet(), Image.open(path) as image:
+            return to_pixels(image, size=size, channels=channels, fit=fit)
+    except Exception as error:  # Pillow's readers stumble in many ways
         raise UserError(
-            f"cannot read the image {path} ({error}); mend or remove it."
+            f"cannot read the image {path} ({_reason(error)}); mend or remove it."
         ) from error
 
 
+def _reason(error: Exception) -> str:
+    """What is wrong, without the path that Pillow and Python add."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image that Pillow knows"
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return strerror or str(error) or type(error).__name__
+
+
 def to_pixels(
-    image: Image.Image, *, size: tuple[int, int], channels: int, fit: Fit
+    image: Image.Image,
+    *,
+    size: tuple[int, int] | None,
+    channels: int,
+    fit: Fit = "crop",
 ) -> Pixels:
     """Any Pillow image as uint8 of exactly (height, width, channels).
 
@@ -64,17 +171,18 @@ def to_pixels(
 
     Args:
       image: of any mode and size.
-      size: (height, width) wanted.
+      size: (height, width) wanted; None for the image's own.
       channels: 1 for grey, 3 for RGB.
       fit: "crop" scales the short side and cuts the centre out, "stretch" ignores
         the proportions, "pad" shrinks what is too large and centres it on black.
     """
-    height, width = size
     image = ImageOps.exif_transpose(image)
+    height, width = size or (image.height, image.width)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more
         values = np.asarray(image, np.float32)
+        values = np.nan_to_num(values, posinf=0, neginf=0)
         top = 65535.0 if image.mode != "F" else max(float(values.max()), 1.0)
-        image = Image.fromarray((values / top * 255).clip(0, 255).astype(np.uint8))
+        image = Image.fromarray(((values / top).clip(0, 1) * 255).astype(np.uint8))
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -88,20 +196,93 @@ def to_pixels(
             image = ImageOps.fit(image, (width, height), method)
         else:
             if image.width > width or image.height > height:
-                image = ImageOps.contain(image, (width, height), method)
-            image = _centre(image, (width, height))
+                image = _contain(image, width, height)
+            image = _centre(image, width, height, "black")
     return np.asarray(image, np.uint8).reshape(height, width, channels)
 
 
-def _centre(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    canvas = Image.new(image.mode, size)
-    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+def _contain(image: Image.Image, width: int, height: int) -> Image.Image:
+    """`ImageOps.contain`, which fails where a side would round to no pixel."""
+    if image.width / image.height > width / height:
+        height = max(round(image.height / image.width * width), 1)
+    else:
+        width = max(round(image.width / image.height * height), 1)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _centre(image: Image.Image, width: int, height: int, colour: str) -> Image.Image:
+    canvas = Image.new(image.mode, (width, height), colour)
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas
 
 
 def write(path: str | Path, pixels: Pixels) -> None:
-    """Writes one image; the suffix says in which format."""
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
+    """Writes one image, whole or not at all; the suffix says in which format.
+
+    Raises:
+      UserError: the format is unknown, or cannot hold such an image.
+    """
+    path = Path(path)
+    format, encoded = format_of(path.suffix), BytesIO()
+    try:
+        _to_image(pixels).save(encoded, format, **SAVING.get(format, {}))
+    except Exception as error:  # Pillow's writers stumble in many ways
+        raise UserError(
+            f"cannot write the image {path} ({_reason(error)}); choose another format."
+        ) from error
+    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(encoded.getbuffer())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def format_of(suffix: str) -> str:
+    """Pillow's name for the format of a suffix.
+
+    Raises:
+      UserError: Pillow, as it is installed here, does not write it.
+    """
+    format = Image.registered_extensions().get(suffix.lower(), "")
+    if format not in Image.SAVE:
+        raise UserError(
+            f"no images can be written as {suffix!r}; choose one of "
+            f"{' '.join(ALL_SUFFIXES)}."
+        )
+    return format
+
+
+def _to_image(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[AnySize]],
+) -> UInt8[np.ndarray, "height width c"]:
+    """Rows of images of any sizes, each in a cell of at most 128 pixels, on white.
+
+    Images under 64 pixels are enlarged by a whole number.
+    """
+
+    def scaled(pixels: AnySize) -> Image.Image:
+        image = _to_image(pixels)
+        longest = max(image.size)
+        if longest > 128:
+            return _contain(image, 128, 128)
+        zoom = -(-64 // longest)
+        size = (image.width * zoom, image.height * zoom)
+        return image.resize(size, Image.Resampling.NEAREST)
+
+    cells = [[scaled(pixels) for pixels in row] for row in rows]
+    width, height = (max(i.size[side] for row in cells for i in row) for side in (0, 1))
+    channels = rows[0][0].shape[-1]
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        cell = np.asarray(_centre(image, width, height, "white"))
+        return cell.reshape(height, width, channels)
+
+    return grid([np.stack([pixels(image) for image in row]) for row in cells])
 
 
 def grid(

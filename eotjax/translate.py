@@ -1,110 +1,419 @@
-"""Translates a folder of images by an artefact.
+"""Translates images by an artefact: a file, a folder or a glob of them.
 
-python -m eotjax.translate --export=FOLDER --input=FOLDER --output=FOLDER
+python -m eotjax.translate --export=FOLDER --input=IMAGES --output=FOLDER
 """
 
 import argparse
-from collections import Counter
-from collections.abc import Iterator
+import contextlib
+import dataclasses
+import os
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
 
+import jax
 import numpy as np
+from jaxtyping import UInt8
 
 from eotjax import command, export, images
+from eotjax.checks import choose
 from eotjax.errors import UserError
+from eotjax.images import AnySize, Pixels
 from eotjax.metrics import Progress
 
-CHUNK = 256  # images in memory at once
+FITS = ("crop", "pad", "stretch", "full")
+FORMATS = tuple(suffix.removeprefix(".") for suffix in images.ALL_SUFFIXES)
+WORKERS = min(os.cpu_count() or 1, 16)  # threads that decode and encode
+SHEET = (16, 4)  # sources, and samples of each, that a contact sheet shows at most
+INTERRUPTED = 130  # what a shell reports for a process that ended on Ctrl-C
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
-def translate_folder(
+class Job(NamedTuple):
+    """An image and the files that its translations go to, one a sample."""
+
+    source: Path
+    targets: list[Path]
+
+
+# A job's samples, or what is wrong with its image.
+Result = tuple[Job, UInt8[np.ndarray, "k _ _ c"] | UserError]
+
+
+class Outcome(NamedTuple):
+    """The files written, those that were there before, a sentence for each failure."""
+
+    written: list[Path]
+    kept: list[Path]
+    broken: list[str]
+
+
+def plan(
+    source: str | Path,
+    output: str | Path,
+    *,
+    num_samples: int = 1,
+    format: str | None = None,
+) -> list[Job]:
+    """What is to be translated and where to; reads no image and writes nothing.
+
+    Args:
+      source: an image, a folder or a glob; see `images.search`.
+      output: the folder that the names below `source` are kept in.
+      num_samples: with more than one the names end in _0, _1, ...
+      format: of all files (png, jpg, ...); None for each image's own. Two images of
+        one name, such as a.jpg and a.png, then become a.jpg.png and a.png.png.
+
+    Raises:
+      UserError: there is no image, a file cannot be written in its format, or a
+        translation would be written over an image or over another translation.
+    """
+    output = Path(output).expanduser()
+    base, names = images.search(source, apart_from=output)
+    if output.is_file():
+        raise UserError(f"the output {output} is a file; give a folder.")
+    if output.exists() and output.samefile(base):
+        raise UserError(
+            f"the output is the folder of the images, {output}; give another one."
+        )
+
+    ending = f".{format}"
+    if format is not None:
+        images.format_of(ending)
+    plain = [name.with_suffix(ending) if format else name for name in names]
+    count = Counter(plain)
+    jobs = []
+    for name, new in zip(names, plain, strict=True):
+        if count[new] > 1:
+            new = name.with_name(name.name + ending)
+        numbers = [f"_{k}" for k in range(num_samples)] if num_samples > 1 else [""]
+        targets = [output / new.with_stem(new.stem + number) for number in numbers]
+        jobs.append(Job(base / name, targets))
+    _check_targets(jobs)
+    return jobs
+
+
+def _check_targets(jobs: list[Job]) -> None:
+    """Raises UserError where a file cannot be written, or over another one."""
+    for suffix in sorted({target.suffix for job in jobs for target in job.targets}):
+        images.format_of(suffix)
+    sources = {job.source.resolve() for job in jobs}
+    owners: dict[Path, Path] = {}
+    for source, targets in jobs:
+        for target in targets:
+            other = owners.setdefault(target, source)
+            if other != source:
+                raise UserError(
+                    f"{other} and {source} would both be written to {target}; rename "
+                    "one of them."
+                )
+            if target.resolve() in sources:
+                raise UserError(
+                    f"the translation of {source} would be written over the image "
+                    f"{target}; give another folder for the output."
+                )
+    folders = {parent for target in owners for parent in target.parents}
+    for target in sorted(folders & set(owners)):
+        raise UserError(
+            f"{target} would be the translation of {owners[target]} and a folder; "
+            "rename one of them."
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """How images are read and translated; see `translate_files`."""
+
+    translator: export.Translator
+    seed: int
+    num_samples: int
+    direction: str
+    fit: images.Fit | Literal["full"]
+
+    @property
+    def full(self) -> bool:
+        """Whether images keep their sizes."""
+        return self.fit == "full"
+
+    @property
+    def count(self) -> int:
+        """Images of the trained size that the device takes at once."""
+        return max(self.translator.config.sampling.batch_size // self.num_samples, 1)
+
+    def read(self, path: Path) -> Pixels:
+        """One image as the translator takes it, but for `padded`."""
+        if self.fit == "full":
+            return self.read_whole(path)
+        height, width, channels = self.translator.shape
+        size = (height, width)
+        return images.decode(path, size=size, channels=channels, fit=self.fit)
+
+    def read_whole(self, path: Path) -> Pixels:
+        """One image at its own size."""
+        return images.decode(path, size=None, channels=self.translator.shape[2])
+
+    def padded(self, pixels: AnySize) -> AnySize:
+        """With its last rows and columns repeated to a size that the network takes."""
+        multiple = self.translator.multiple if self.full else 1
+        height, width, _ = pixels.shape
+        margins = ((0, -height % multiple), (0, -width % multiple), (0, 0))
+        return np.pad(pixels, margins, mode="edge")
+
+    def draw(
+        self, batch: UInt8[np.ndarray, "n h w c"]
+    ) -> UInt8[np.ndarray, "k n h w c"]:
+        """All samples of images of one size."""
+        drawn = self.translator(
+            batch,
+            seed=self.seed,
+            num_samples=self.num_samples,
+            direction=self.direction,
+            any_size=self.full,
+        )
+        return drawn.reshape(self.num_samples, *batch.shape)
+
+
+def translate_files(
     translator: export.Translator,
     source: str | Path,
     output: str | Path,
     *,
     seed: int = 0,
     num_samples: int = 1,
-) -> list[str]:
-    """Writes a PNG of the same name for every image of a folder.
+    direction: str = "forward",
+    fit: str | None = None,
+    format: str | None = None,
+    overwrite: bool = False,
+) -> Outcome:
+    """Writes translations of images, and a contact sheet of some, to a folder.
 
-    Broken images are skipped. With num_samples > 1 the names end in _0, _1, ...
+    Images that cannot be read are passed over, and translations that are there are
+    kept: after an interruption the same call goes on where it was.
 
-    Returns:
-      One sentence for each image that could not be read.
+    Args:
+      translator: of images.
+      source: an image, a folder or a glob; see `images.search`.
+      output: a folder; `plan` tells the names in it.
+      seed: another one gives other translations.
+      num_samples: translations of each image.
+      direction: forward, from source to target, or backward.
+      fit: how an image gets the trained size: crop, pad or stretch; or full, to be
+        translated at its own. None for the way of the translator's config.
+      format: png, jpg, ..., of all files; None for each image's own.
+      overwrite: translate again what was translated before.
 
     Raises:
-      UserError: the model is not for images, the folder is missing or empty, or it is
-        the output as well.
+      UserError: the translator is for vectors, `fit` is unknown, or as `plan` and the
+        translator say.
     """
     if len(translator.shape) != 3:
         raise UserError(
             "this export translates vectors, not images; call eotjax.load from Python."
         )
-    paths = images.find(source)
-    output = Path(output)
-    if output.resolve() == Path(source).resolve():
-        raise UserError(
-            f"translations would be written over the images in {source}; give another "
-            "folder for the output."
-        )
-    output.mkdir(parents=True, exist_ok=True)
-    stems = Counter(path.stem for path in paths)
-    progress = Progress("translating", len(paths), "images")
-    broken: list[str] = []
+    known = {name: name for name in FITS}
+    way = choose(known, translator.config.data.fit if fit is None else fit, "fit")
+    task = Task(translator, seed, num_samples, direction, way)
+    jobs = plan(source, output, num_samples=num_samples, format=format)
+    targets = [target for job in jobs for target in job.targets]
+    kept = [] if overwrite else [target for target in targets if target.is_file()]
+    wanted = set(targets).difference(kept)
+    todo = [job for job in jobs if not wanted.isdisjoint(job.targets)]
 
-    def decoded(chunk: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
-        height, width, channels = translator.shape
-        for path in chunk:
-            try:
-                yield (
-                    path,
-                    images.decode(
-                        path,
-                        size=(height, width),
-                        channels=channels,
-                        fit=translator.config.data.fit,
-                    ),
-                )
-            except UserError as error:
+    written: list[Path] = []
+    broken: list[str] = []
+    writing: deque[tuple[Path, Future]] = deque()
+
+    def finish(most: int) -> None:
+        """Waits until so many files are being written."""
+        while len(writing) > most:
+            target, future = writing.popleft()
+            error = future.result()
+            if error is None:
+                written.append(target)
+            else:
                 broken.append(str(error))
 
-    for start in range(0, len(paths), CHUNK):
-        chunk = paths[start : start + CHUNK]
-        readable = list(decoded(chunk))
-        if readable:
-            pixels = np.stack([image for _, image in readable])
-            results = translator(pixels, seed=seed, num_samples=num_samples)
-            for number, result in enumerate(results.reshape(-1, *pixels.shape)):
-                ending = f"_{number}" if num_samples > 1 else ""
-                for (path, _), image in zip(readable, result, strict=True):
-                    name = path.name if stems[path.stem] > 1 else path.stem
-                    images.write(output / f"{name}{ending}.png", image)
-        progress.update(len(chunk))
-    return broken
+    progress = Progress("translating", len(todo), "images")
+    with images.quiet(), ThreadPoolExecutor(WORKERS) as pool:
+        for job, result in _translations(pool, task, todo):
+            progress.update(1)
+            if isinstance(result, UserError):
+                broken.append(str(result))
+                continue
+            for target, image in zip(job.targets, result, strict=True):
+                if target in wanted:
+                    future = pool.submit(_attempt, _write, target, image)
+                    writing.append((target, future))
+            finish(WORKERS if task.full else task.count * num_samples)
+        finish(0)
+        sheet = _contact_sheet(jobs, task)
+    if sheet is not None:
+        path = Path(output).expanduser() / "contact_sheet.png"
+        while path in targets:
+            path = path.with_name(f"_{path.name}")
+        images.write(path, sheet)
+    return Outcome(written, kept, broken)
+
+
+def _translations(
+    pool: ThreadPoolExecutor, task: Task, jobs: list[Job]
+) -> Iterator[Result]:
+    """Each job with all its samples, or with what is wrong with its image.
+
+    While the device translates some images the pool decodes the next.
+    """
+    height, width, _ = task.translator.shape
+    counts: dict[tuple[int, ...], int] = {}
+    chunk: list[tuple[Job, AnySize]] = []
+    area = 0
+    # Of images of any size few are held ready: they may be large.
+    ahead = WORKERS if task.full else task.count
+    for job, read in _ahead(
+        pool, lambda job: _attempt(task.read, job.source), jobs, ahead
+    ):
+        if isinstance(read, UserError):
+            yield job, read
+            continue
+        chunk.append((job, read))
+        area += read.shape[0] * read.shape[1]
+        if len(chunk) == task.count or area >= task.count * height * width:
+            yield from _translated(task, chunk, counts)
+            chunk, area = [], 0
+    yield from _translated(task, chunk, counts)
+
+
+def _translated(
+    task: Task, chunk: list[tuple[Job, AnySize]], counts: dict[tuple[int, ...], int]
+) -> Iterator[Result]:
+    """A chunk's results, size by size.
+
+    `counts` holds how many images of each size the first call had. Later ones are
+    filled up to that, for another number would be compiled again.
+    """
+    groups = defaultdict(list)
+    for job, pixels in chunk:
+        padded = task.padded(pixels)
+        groups[padded.shape].append((job, pixels.shape, padded))
+    for size, group in groups.items():
+        count = counts.setdefault(size, len(group))
+        for start in range(0, len(group), count):
+            part = group[start : start + count]
+            batch = np.stack([padded for _, _, padded in part])
+            try:
+                samples = task.draw(batch[np.arange(count) % len(part)])
+            except jax.errors.JaxRuntimeError as error:
+                if not task.full or "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                for job, (height, width, _), _ in part:
+                    sentence = (
+                        f"{job.source} has {width}x{height} pixels, too many for the "
+                        "device's memory; shrink it, or use --fit=crop."
+                    )
+                    yield job, UserError(sentence)
+                continue
+            for index, (job, (height, width, _), _) in enumerate(part):
+                yield job, samples[:, index, :height, :width]
+
+
+def _ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], U], items: list[T], count: int
+) -> Iterator[tuple[T, U]]:
+    """Each item with its result, in order, `count` items being computed ahead."""
+    rest = iter(items)
+    waiting = deque((item, pool.submit(function, item)) for item in islice(rest, count))
+    while waiting:
+        item, future = waiting.popleft()
+        waiting.extend((item, pool.submit(function, item)) for item in islice(rest, 1))
+        yield item, future.result()
+
+
+def _attempt(function: Callable[..., T], *arguments) -> T | UserError:
+    """The result, or the UserError as one."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        return error
+
+
+def _write(path: Path, pixels: Pixels) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images.write(path, pixels)
+
+
+def _contact_sheet(jobs: list[Job], task: Task) -> Pixels | None:
+    """Sources above their translations, as they are in the files; None without any."""
+    columns: list[list[AnySize]] = []
+    for source, targets in jobs:
+        shown = targets[: SHEET[1]]
+        if len(columns) == SHEET[0]:
+            break
+        if not all(target.is_file() for target in shown):
+            continue
+        # A source that has broken since it was translated is passed over.
+        with contextlib.suppress(UserError):
+            columns.append([task.read(source), *map(task.read_whole, shown)])
+    return images.contact_sheet(list(zip(*columns, strict=True))) if columns else None
 
 
 def run() -> int:
-    """Translates the folder that the command line names; 1 where images were broken."""
-    parser = argparse.ArgumentParser(description="Translates a folder of images.")
+    """Translates what the command line names; 1 where an image was left out."""
+    parser = argparse.ArgumentParser(description="Translates images.")
     export.add_arguments(parser)
-    parser.add_argument("--input", required=True, help="a folder of source images")
-    parser.add_argument("--output", required=True, help="a folder for translations")
-    parser.add_argument("--seed", type=int, default=0, help="another one, other draws")
-    parser.add_argument("--num_samples", type=int, default=1, help="of each image")
+    add = parser.add_argument
+    add("--input", required=True, help="an image, a folder, or a quoted glob")
+    add("--output", required=True, help="a folder for the translations")
+    add("--seed", type=int, default=0, help="another one, other draws")
+    add("--num_samples", type=int, default=1, help="of each image")
+    add("--direction", choices=export.DIRECTIONS, default="forward")
+    add(
+        "--fit",
+        choices=FITS,
+        help="instead of the config's: how images get the trained size; full keeps "
+        "their own",
+    )
+    add("--format", choices=FORMATS, help="of all files, instead of the images' own")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="translate again what is in the output already",
+    )
     arguments = parser.parse_args()
     if arguments.num_samples < 1:
         parser.error("--num_samples must be at least 1")
-    images.find(arguments.input)
-    broken = translate_folder(
-        export.load_named(arguments),
-        arguments.input,
-        arguments.output,
-        seed=arguments.seed,
-        num_samples=arguments.num_samples,
+    if not 0 <= arguments.seed < 2**32:
+        parser.error("--seed must be in 0 to 4294967295")
+    shared = {
+        "source": arguments.input,
+        "output": arguments.output,
+        "num_samples": arguments.num_samples,
+        "format": arguments.format,
+    }
+    plan(**shared)  # refuses before the model is loaded
+    try:
+        written, kept, broken = translate_files(
+            export.load_named(arguments),
+            **shared,
+            seed=arguments.seed,
+            direction=arguments.direction,
+            fit=arguments.fit,
+            overwrite=arguments.overwrite,
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where it was.")
+        return INTERRUPTED
+    print(
+        f"wrote {len(written)} images to {arguments.output}, kept {len(kept)}"
+        f"{' (--overwrite translates them again)' if kept else ''}, skipped "
+        f"{len(broken)}"
     )
-    print(f"wrote {arguments.output}")
     for sentence in broken:
-        print(f"skipped: {sentence}")
+        # A file's name need not be text.
+        print(f"skipped: {sentence.encode(errors='backslashreplace').decode()}")
     return 1 if broken else 0
 
 

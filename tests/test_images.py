@@ -1,10 +1,13 @@
 """Image files of every kind become the pixels that are meant."""
 
+import contextlib
+import os
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from eotjax import images
 from eotjax.errors import UserError
@@ -18,8 +21,13 @@ def pixels(image, channels=3, size=(8, 12), fit="crop"):
     return images.to_pixels(image, size=size, channels=channels, fit=fit)
 
 
-def decoded(path, channels=3, size=(8, 12), fit="crop"):
+def decoded(path, channels=3, size: tuple[int, int] | None = (8, 12), fit="crop"):
     return images.decode(path, size=size, channels=channels, fit=fit)
+
+
+def found(source, apart_from="out"):
+    base, names = images.search(source, apart_from=apart_from)
+    return base, [name.as_posix() for name in names]
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
@@ -183,6 +191,61 @@ def test_an_image_of_one_pixel_fills_any_size():
         assert (pixels(dot, size=(8, 12), fit=fit) == (10, 20, 30)).all()
 
 
+def test_without_a_size_an_image_keeps_its_own(tmp_path):
+    for size in ((8, 12), (1, 1), (300, 7)):
+        image = RNG.integers(0, 256, (*size, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(decoded(tmp_path / "a.png", size=None), image)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    upright = decoded(tmp_path / "a.png", size=None)
+    np.testing.assert_array_equal(upright, np.rot90(RGB, -1))
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_an_image_can_be_very_long(fit):
+    for size in ((20_000, 20), (20, 20_000), (20_000, 1)):
+        grey = pixels(Image.new("RGB", size, (9, 9, 9)), size=(16, 16), fit=fit)
+        assert (grey == 9).any() and set(np.unique(grey)) <= {0, 9}
+
+
+@pytest.mark.parametrize("size", [(80, 41), (41, 80), (33, 32), (100, 100), (640, 427)])
+def test_pad_shrinks_as_pillow_does(size):
+    image = Image.fromarray(RNG.integers(0, 256, (*size, 3), dtype=np.uint8))
+    small = np.asarray(ImageOps.contain(image, (32, 32), Image.Resampling.BICUBIC))
+    top, left = ((32 - side) // 2 for side in small.shape[:2])
+    seen = pixels(image, size=(32, 32), fit="pad")
+    part = seen[top : top + small.shape[0], left : left + small.shape[1]]
+    np.testing.assert_array_equal(part, small)
+    assert seen.sum(dtype=int) == small.sum(dtype=int)
+
+
+def test_a_very_large_image_is_read_without_a_warning(tmp_path):
+    Image.new("1", (20_000, 4_500)).save(tmp_path / "a.png")  # over Pillow's 89 million
+    with pytest.warns(Image.DecompressionBombWarning):
+        Image.open(tmp_path / "a.png").close()
+    assert not decoded(tmp_path / "a.png").any()
+
+
+def test_the_first_frame_of_an_animation_is_read(tmp_path):
+    frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    for suffix in ("png", "webp", "tiff"):
+        path = tmp_path / f"a.{suffix}"
+        options = {"lossless": True} if suffix == "webp" else {}
+        frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+        with Image.open(path) as image:
+            assert image.n_frames == 2
+        np.testing.assert_array_equal(decoded(path), RGB)
+
+
+def test_what_is_no_number_is_black(tmp_path):
+    values = np.array([[0.5, np.nan, np.inf, -np.inf, -3e38, 0]], np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    seen = decoded(tmp_path / "a.tif", channels=1, size=None)
+    np.testing.assert_array_equal(seen[0, :, 0], [127, 0, 0, 0, 0, 0])
+
+
 BROKEN = [
     "truncated.jpg",
     "truncated.png",
@@ -212,8 +275,23 @@ def write_broken(folder):
 )
 def test_a_broken_file_is_named_in_the_error(tmp_path, name):
     write_broken(tmp_path)
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=name) as told:
         decoded(tmp_path / name)
+    assert str(told.value).count(name) == 1
+
+
+def test_bytes_changed_at_random_end_in_an_image_or_a_sentence(tmp_path):
+    rng = np.random.default_rng(0)
+    for suffix in images.ALL_SUFFIXES:
+        images.write(tmp_path / f"a{suffix}", RGB)
+        whole = (tmp_path / f"a{suffix}").read_bytes()
+        for _ in range(60):
+            garbled = np.frombuffer(whole, np.uint8).copy()
+            at = rng.integers(0, len(garbled), 4)
+            garbled[at] = rng.integers(0, 256, 4)
+            end = rng.integers(1, len(garbled) + 1) if rng.random() < 0.2 else None
+            with contextlib.suppress(UserError):
+                decoded(BytesIO(garbled[:end].tobytes()))
 
 
 def test_find_gives_the_images_of_a_folder_in_the_order_of_their_names(tmp_path):
@@ -235,6 +313,128 @@ def test_find_refuses_a_missing_and_an_empty_folder_by_name(tmp_path):
     Path(tmp_path / "file").touch()
     with pytest.raises(UserError, match="no folder"):
         images.find(tmp_path / "file")
+
+
+def test_search_finds_the_images_below_a_folder_by_name(tmp_path):
+    names = [
+        "a.JPG",
+        "b/c.tif",
+        "b/d/e.jpeg",
+        "b.png/f.png",
+        *(f"g{x}" for x in images.ALL_SUFFIXES),
+    ]
+    for name in [*names, "notes.txt", ".a.png", ".b/c.png", "b/._e.jpg", "none/x.doc"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    base, names_found = found(tmp_path)
+    assert base == tmp_path and sorted(names_found) == sorted(names)
+    assert names_found == sorted(names_found, key=Path)
+    everything = found(f"{tmp_path}/**")
+    assert everything == found(f"{tmp_path}/**/*.*") == (base, names_found)
+
+
+def test_search_reads_each_folder_once_also_where_it_is_linked(tmp_path):
+    for name in ("real/a.png", "elsewhere/b.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    (tmp_path / "real" / "round").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "over").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "real" / "twice").symlink_to(tmp_path / "elsewhere")
+    assert found(tmp_path / "real")[1] == ["a.png", "over/b.png"]
+
+
+def test_search_passes_over_the_outputs_below_the_source(tmp_path):
+    for name in ("a.png", "out/a.png", "out/b/c.png", "outer/a.png", "deep/out/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    names = ["a.png", "deep/out/a.png", "outer/a.png"]
+    for source in (tmp_path, f"{tmp_path}/**/*.png"):
+        assert found(source, tmp_path / "out")[1] == names
+        assert found(source, tmp_path / "outer" / ".." / "out")[1] == names
+    assert found(tmp_path / "out" / "b", tmp_path / "out")[1] == ["c.png"]
+
+
+def test_search_takes_a_name_with_a_bracket_as_it_is(tmp_path):
+    (tmp_path / "[a]").mkdir()
+    (tmp_path / "[a]" / "b[1].png").touch()
+    expected = (tmp_path / "[a]", ["b[1].png"])
+    assert found(tmp_path / "[a]") == found(tmp_path / "[a]" / "b[1].png") == expected
+
+
+def test_search_knows_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.png").touch()
+    assert found("~")[1] == found("~/*.png")[1] == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("source", "sentence"),
+    [
+        ("nowhere", "nothing at .*nowhere"),
+        ("nowhere/*.png", r"nothing that matches .*nowhere/\*\.png is an image"),
+        ("full/*.txt", r"nothing that matches .*full/\*\.txt is an image"),
+        ("empty", "folder .*empty holds no image"),
+        ("full", "folder .*full holds no image"),
+        ("full/a.txt", r"full/a\.txt is none of .*\.jpg"),
+        ("*/../*.txt", "after a wildcard"),
+    ],
+)
+def test_search_says_in_a_sentence_what_is_not_there(tmp_path, source, sentence):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").touch()
+    with pytest.raises(UserError, match=sentence) as told:
+        found(tmp_path / source)
+    assert "\n" not in str(told.value)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("disk")
+
+    path = tmp_path / "a.png"
+    images.write(path, RGB)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="disk"):
+            images.write(path, 255 - RGB)
+    np.testing.assert_array_equal(decoded(path), RGB)
+    assert os.listdir(tmp_path) == ["a.png"]
+    images.write(path, 255 - RGB)
+    np.testing.assert_array_equal(decoded(path), 255 - RGB)
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("a.xyz", 8), ("a", 8), ("a.webp", 16_384), ("a.jpg", 70_000)]
+)
+def test_what_cannot_be_written_is_told_in_a_sentence(tmp_path, name, width):
+    with pytest.raises(UserError, match=r"cannot write|can be written"):
+        images.write(tmp_path / name, np.zeros((1, width, 3), np.uint8))
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((16, 16), (64, 64)),
+        ((28, 28), (84, 84)),  # three times
+        ((63, 20), (126, 40)),
+        ((64, 64), (64, 64)),
+        ((128, 96), (128, 96)),
+        ((256, 256), (128, 128)),
+        ((1000, 500), (128, 64)),
+        ((1, 20_000), (1, 128)),
+        ((1, 1), (64, 64)),
+    ],
+)
+def test_the_cells_of_a_contact_sheet_have_64_to_128_pixels(size, shown):
+    image = np.full((*size, 1), 7, np.uint8)
+    sheet = images.contact_sheet([[image, image], [image, image]])
+    assert sheet.shape == (2 * (shown[0] + 2) + 2, 2 * (shown[1] + 2) + 2, 1)
+    assert (sheet == 7).sum() == 4 * shown[0] * shown[1]
+    assert set(np.unique(sheet)) == {7, 255}
 
 
 def test_every_uint8_value_survives_the_way_to_float_and_back():
