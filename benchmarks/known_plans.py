@@ -100,7 +100,9 @@ def make(cell: Cell, folder: Path) -> None:
         raise SystemExit(143)
     seconds = (place / "export" / "config.json").stat().st_mtime - start
     report = json.loads((place / "export" / "evaluation.json").read_text())
-    (place / "cell.json").write_text(json.dumps(report["rows"] | {"seconds": seconds}))
+    (place / "cell.json").write_text(
+        json.dumps(report["forward"]["rows"] | {"seconds": seconds})
+    )
 
 
 def show(value: float) -> str:

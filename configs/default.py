@@ -18,6 +18,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.batch_size = 64  # pairs a step, over all devices
     c.log_every = 100  # steps between two lines of progress and metrics
     c.sample_every = 1_000  # steps between two grids of translated test images
+    c.license = "unknown"  # of the exported parameters, for the model card
     c.tensorboard = True  # also write TensorBoard files (needs TensorFlow)
 
     c.data = ConfigDict()
@@ -71,6 +72,8 @@ def get_config(variants: str = "") -> ConfigDict:
     # strays most half-way, by sqrt(epsilon) / 2, in images of range 2: so 3, a usual
     # plan's at 16x16, drowns them in noise half-way, and 0.05 lets them show through.
     c.estimator.rho = 0.5  # cmde: the condition is noised rho times as fast
+    c.estimator.direction = "forward"  # both: one network for both ways of the plan
+    c.estimator.condition_dropout = 0.0  # share of examples without it, for guidance
     c.estimator.prediction = "v"  # of the network: v, noise or data; not for a bridge
 
     c.schedule = ConfigDict()  # of all but a bridge
@@ -101,8 +104,10 @@ def get_config(variants: str = "") -> ConfigDict:
     c.optimizer.ema_decay = 0.999  # of the averaged parameters that are exported
 
     c.sampling = ConfigDict()
-    c.sampling.solver = "ancestral"  # or ddim; for a bridge ancestral or heun
+    c.sampling.solver = "ancestral"  # or ddim, and, but for cdiffe and cmde, heun;
+    # cde: also dpmpp_2m and dpmpp_2m_sde
     c.sampling.steps = 50
+    c.sampling.guidance = 1.0  # weight of the condition; else needs condition_dropout
     c.sampling.path = False  # cdiffe, cmde: the noised source follows one path
     c.sampling.batch_size = 64  # images translated at once, over all devices
     c.sampling.grid = 16  # test images in the grids
@@ -126,6 +131,11 @@ def estimator(name: str) -> Callable[[ConfigDict], None]:
 def independent(c: ConfigDict) -> None:
     """The control: pairs drawn without a plan."""
     c.coupling.method = "independent"
+
+
+def both(c: ConfigDict) -> None:
+    """One network for both directions."""
+    c.estimator.direction = "both"
 
 
 def whole(c: ConfigDict) -> None:
@@ -155,7 +165,8 @@ def apply_variants(
       ValueError: a word is unknown; the message lists the known ones.
     """
     known = {name: estimator(name) for name in ESTIMATORS}
-    known |= {"independent": independent, "whole": whole, "smoke": smoke, **own}
+    known |= {"independent": independent, "both": both, "whole": whole}
+    known |= {"smoke": smoke, **own}
     for word in filter(None, variants.split(",")):
         if word not in known:
             raise ValueError(f"no variant {word!r}; there are {', '.join(known)}")

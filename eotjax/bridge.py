@@ -15,42 +15,71 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from eotjax import sampler
-from eotjax.estimators import Example, Network, expand
-from eotjax.sampler import Denoise, Image, Keys, Solver, Time
+from eotjax.estimators import Example, Label, Network, expand
+from eotjax.sampler import Image, Keys, Solver, Step, Time, Times
 
 
-def ancestral(epsilon: float) -> Solver:
+def ancestral(epsilon: float) -> Step:
     """A draw from the Brownian bridge from x_t to y = denoise(x_t), at time s."""
 
-    def step(denoise: Denoise, keys: Keys, x_t: Image, t: Time, s: Time) -> Image:
-        share = (s - t) / (1 - t)
+    def step(denoise, keys, x_t, past, t, s):
+        y, share = denoise(x_t, t), (s - t) / (1 - t)
         noise = jnp.sqrt(epsilon * share * (1 - s)) * sampler.normal(
             keys, x_t.shape[1:]
         )
-        return x_t + share * (denoise(x_t, t) - x_t) + noise
+        return x_t + share * (y - x_t) + noise, y
 
     return step
 
 
-def heun(epsilon: float) -> Solver:
+def ddim(epsilon: float) -> Step:
+    """The point of the bridge from the source to y = denoise(x_t), of the same noise.
+
+    x_t = (1 - t) x + t y + sqrt(epsilon t (1 - t)) z keeps its z, drawn in the first
+    step: deterministic from there on (Zheng et al. 2024, arXiv 2405.15885, equation 11
+    without its noise). As the bridge is Markov, E[y | x_t] is E[y | x_t, x], and the
+    marginals are those of the bridge from x.
+    """
+
+    def step(denoise, keys, x_t, past, t, s):
+        y = denoise(x_t, t)
+        fresh = jnp.sqrt(epsilon) * sampler.normal(keys, x_t.shape[1:])
+        spread = jnp.sqrt(t * (1 - t))
+        rest = x_t - (1 - t) * past.start - t * y
+        noise = jnp.where(t > 0, rest / jnp.where(t > 0, spread, 1), fresh)
+        return (1 - s) * past.start + s * y + jnp.sqrt(s * (1 - s)) * noise, y
+
+    return step
+
+
+def heun(epsilon: float) -> Step:
     """Stochastic Heun for dx = u dt + sqrt(epsilon) dw, u = (E[y | x] - x) / (1 - t).
 
     The drift is averaged over both ends of the step, at two evaluations: of weak order
     2, the noise being additive (Kloeden & Platen 1992, section 15.1).
     """
 
-    def step(denoise: Denoise, keys: Keys, x_t: Image, t: Time, s: Time) -> Image:
-        def drift(x: Image, t: Time) -> Image:
-            return (denoise(x, t) - x) / (1 - t)
-
-        h = s - t
+    def step(denoise, keys, x_t, past, t, s):
+        h, y = s - t, denoise(x_t, t)
         noise = jnp.sqrt(epsilon * h) * sampler.normal(keys, x_t.shape[1:])
-        first = drift(x_t, t)
+        first = (y - x_t) / (1 - t)
+        ahead = x_t + h * first + noise
         # At t = 1 the quotient is 0 / 0; the drift itself has a limit.
-        second = drift(x_t + h * first + noise, jnp.minimum(s, 1 - 1e-3))
-        return x_t + h * (first + second) / 2 + noise
+        end = jnp.minimum(s, 1 - 1e-3)
+        second = (denoise(ahead, end) - ahead) / (1 - end)
+        return x_t + h * (first + second) / 2 + noise, y
 
     return step
+
+
+def denser_to_the_end(steps: int) -> Times:
+    """From 0 to 1, denser towards 1, where the target's detail is decided."""
+    return 1 - jnp.linspace(1, 0, steps + 1) ** 2
+
+
+def denser_to_both_ends(steps: int) -> Times:
+    """From 0 to 1, denser towards 0 too, where a fixed path is given its only noise."""
+    return jnp.sin(jnp.linspace(0, jnp.pi / 2, steps + 1)) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,18 +98,33 @@ class Bridge:
 
     @property
     def solvers(self) -> dict[str, Solver]:
-        """The steps that sampling can take, by name."""
-        return {"ancestral": ancestral(self.epsilon), "heun": heun(self.epsilon)}
+        """The ways to sample, by name.
 
-    def times(self, steps: int) -> Float[Array, "times"]:
-        """From 0 to 1, denser towards 1, where the target's detail is decided."""
-        return 1 - jnp.linspace(1, 0, steps + 1) ** 2
+        ddim and dpmpp_2m are deterministic but for their first step; ancestral, heun
+        and dpmpp_2m_sde are not. The dpmpp's clocks are infinite at the ends, where
+        their steps are of first order: in all they converge at an order of about 1.6.
+        """
+        random, fixed = ancestral(self.epsilon), ddim(self.epsilon)
+        return {
+            "ancestral": Solver(random, denser_to_the_end),
+            "ddim": Solver(fixed, denser_to_both_ends),
+            "heun": Solver(heun(self.epsilon), denser_to_the_end),
+            "dpmpp_2m": Solver(
+                sampler.second_order(fixed, lambda t: jnp.log(t) - jnp.log(1 - t)),
+                denser_to_both_ends,
+            ),
+            "dpmpp_2m_sde": Solver(
+                sampler.second_order(random, lambda t: -jnp.log(1 - t)),
+                denser_to_the_end,
+            ),
+        }
 
     def example(
         self,
         key: Key[Array, ""],
         source: Float[Array, "b ..."],
         target: Float[Array, "b ..."],
+        direction: Label,
         t: Float[Array, "b"],
     ) -> Example:
         """A point of each pair's bridge at times t, and the way that is left.
@@ -95,6 +139,7 @@ class Bridge:
         return Example(
             inputs=x_t / self._input_scale(at),
             t=t,
+            label=direction,
             output=left / self._relative_scale(at),
         )
 
@@ -103,20 +148,22 @@ class Bridge:
         network: Network,
         keys: Keys,
         source: Image,
-        times: Float[Array, "times"],
-        solver: Solver,
+        direction: Label,
+        times: Times,
+        solver: Step,
     ) -> Image:
         """Translates `source`, one key an image, along times from 0 up to 1."""
 
         def denoise(x_t: Image, t: Time) -> Image:
-            output = network(x_t / self._input_scale(t), jnp.full(len(x_t), t))
+            at = jnp.full(direction.shape, t)
+            output = network(x_t / self._input_scale(t), at, direction)
             y = x_t + jnp.sqrt(1 - t) * self._relative_scale(t) * output
             return jnp.clip(y, -1, 1) if self.clip else y
 
-        def step(keys: Keys, x_t: Image, t: Time, s: Time) -> Image:
-            return solver(denoise, keys, x_t, t, s)
+        def step(keys: Keys, state, t: Time, s: Time):
+            return sampler.follow(solver, denoise, keys, state, t, s)
 
-        return sampler.integrate(step, keys, source, times)
+        return sampler.integrate(step, keys, sampler.begin(source, times), times)[0]
 
     def _input_scale(self, t: Array) -> Array:
         """About the standard deviation of x_t, where the data's is 1."""

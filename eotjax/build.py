@@ -1,16 +1,15 @@
 """Turns a config into the parts that know nothing of configs."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, UInt32
 from ml_collections import ConfigDict
 
-from eotjax import cost_space, parallel, plan, schedule, step
+from eotjax import cost_space, parallel, plan, sampler, schedule, step
 from eotjax.bridge import Bridge
 from eotjax.checks import Shape, choose
 from eotjax.estimators import ConditionalScore
@@ -32,16 +31,25 @@ def network(config: ConfigDict, shape: Shape) -> MLP | UNet:
         "blocks": c.blocks,
         "dropout": c.dropout,
         "dtype": choose(dtypes, dtype, "model.dtype"),
+        "labels": labels(config),
     }
     if len(shape) == 1:
         return MLP(**shared)
+    levels = range(len(c.multipliers))
     return UNet(
         multipliers=tuple(c.multipliers),
-        attention=tuple(c.attention),
+        attention=tuple(i for i in levels if shape[0] // 2**i in c.attention),
         head_channels=c.head_channels,
         remat=c.remat,
         **shared,
     )
+
+
+def labels(config: ConfigDict) -> int:
+    """How many labels the network tells apart: see `estimators.Label`."""
+    if config.estimator.condition_dropout:
+        return 4
+    return 2 if config.estimator.direction == "both" else 1
 
 
 def make_schedule(config: ConfigDict) -> schedule.Schedule:
@@ -72,6 +80,8 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
             rho=rho,
             path=config.sampling.path,
             clip=is_image,
+            condition_dropout=c.condition_dropout,
+            guidance=config.sampling.guidance,
         )
 
     make = choose(
@@ -134,9 +144,9 @@ def training(
         params = net.init(jax.random.key(config.seed), *inputs(estimate, shape))
         return step.init(params["params"], update, plan.nothing_held(config, lengths))
 
-    def apply(params, inputs: Array, t: Array, key: Array) -> Any:
+    def apply(params, inputs: Array, t: Array, label: Array, key: Array) -> Any:
         return net.apply(
-            {"params": params}, inputs, t, train=True, rngs={"dropout": key}
+            {"params": params}, inputs, t, label, train=True, rngs={"dropout": key}
         )
 
     train_step = step.make_train_step(
@@ -146,6 +156,7 @@ def training(
         optimizer=update,
         ema_decay=config.optimizer.ema_decay,
         seed=config.seed,
+        both=config.estimator.direction == "both",
     )
     layout = parallel.replicated(mesh) if lengths else parallel.split(mesh)
     return Training(
@@ -154,33 +165,51 @@ def training(
     )
 
 
-def inputs(estimate: step.Estimator, shape: Shape) -> tuple[Array, Array]:
+def inputs(estimate: step.Estimator, shape: Shape) -> tuple[Array, Array, Array]:
     """Network inputs of the right shapes."""
     channels = estimate.images * shape[-1]
-    return jnp.zeros((1, *shape[:-1], channels)), jnp.zeros(1)
+    return jnp.zeros((1, *shape[:-1], channels)), jnp.zeros(1), jnp.zeros(1, int)
 
 
-def sampling(config: ConfigDict, shape: Shape, mesh: Mesh) -> Callable[..., Array]:
-    """Wires sample(params, seed, digests, index, source) -> translations, jitted.
+# (params, seed, number, direction, source) -> translations
+Sample = Callable[
+    [
+        step.Params,
+        UInt32[Array, ""],
+        UInt32[Array, "b"],
+        Int[Array, "b"],
+        Float[Array, "b ..."],
+    ],
+    Float[Array, "b ..."],
+]
 
-    Image i is a function of (seed, digests[i], index[i], source[i]) alone.
+
+def sample(config: ConfigDict, shape: Shape) -> Sample:
+    """Wires a pure function from source images (or vectors) to translations.
+
+    Translation i is a function of seed, number[i], direction[i] and source[i] alone.
     """
     net = network(config, shape)
     estimate = estimator(config, shape)
     solver = choose(estimate.solvers, config.sampling.solver, "sampling.solver")
-    times = estimate.times(config.sampling.steps)
+    times = solver.times(config.sampling.steps)
 
-    def sample(params, seed: Array, digests: Array, index: Array, source: Array):
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(digests)
-        keys = jax.vmap(jax.random.fold_in)(keys, index)
+    def translate(params, seed, number, direction, source):
+        def apply(inputs: Array, t: Array, label: Array) -> Any:
+            return net.apply({"params": params}, inputs, t, label)
 
-        def apply(inputs: Array, t: Array) -> Any:
-            return net.apply({"params": params}, inputs, t)
+        keys = sampler.keys_of(seed, number, source)
+        return estimate.sample(apply, keys, source, direction, times, solver.step)
 
-        return estimate.sample(apply, keys, source, times, solver)
+    return translate
 
+
+def sampling(config: ConfigDict, shape: Shape, mesh: Mesh) -> Callable[..., Array]:
+    """`sample`, jitted over the mesh; the batch is a multiple of its devices."""
     whole, cut = parallel.replicated(mesh), parallel.split(mesh)
     jitted = jax.jit(
-        sample, in_shardings=(whole, whole, cut, cut, cut), out_shardings=whole
+        sample(config, shape),
+        in_shardings=(whole, whole, cut, cut, cut),
+        out_shardings=whole,
     )
     return lambda params, seed, *batch: jitted(params, seed, *parallel.put(batch, cut))

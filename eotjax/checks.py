@@ -88,6 +88,10 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         c.estimator.epsilon >= 0,
         f"estimator.epsilon is {c.estimator.epsilon}; it must not be negative.",
     )
+    choose(
+        dict.fromkeys(("forward", "both")), c.estimator.direction, "estimator.direction"
+    )
+    check_guidance(c)
     if c.estimator.name == "bridge" and c.coupling.cost == "features":
         require(
             c.estimator.epsilon > 0,
@@ -136,6 +140,25 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     require(
         c.data.channels == 1 or not c.data.tint,
         "data.tint colours grey images: set data.channels = 1.",
+    )
+
+
+def check_guidance(config: ConfigDict) -> None:
+    """Raises UserError where sampling asks for a guidance that was not trained."""
+    dropout, guidance = config.estimator.condition_dropout, config.sampling.guidance
+    require(
+        0 <= dropout < 1,
+        f"estimator.condition_dropout is {dropout}; it must be in 0 to 1, 1 excluded.",
+    )
+    require(
+        not dropout or config.estimator.name != "bridge",
+        "a bridge begins at the source and has no condition to drop; set "
+        "estimator.condition_dropout = 0.",
+    )
+    require(
+        guidance == 1 or dropout > 0,
+        f"sampling.guidance is {guidance}, but the network was not trained without its "
+        "condition; set it to 1, or train with estimator.condition_dropout = 0.1.",
     )
 
 

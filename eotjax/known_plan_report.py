@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
+from ml_collections import ConfigDict
 
 from eotjax import coupling, dataset, known_plan, moments
 from eotjax.checks import outlasts_a_step
@@ -39,15 +40,8 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
       {"rows": {name: {metric: value}}, "settings": ...}.
     """
     config = translator.config
-    truth = dataset.known_plan_of(config)
-    keys = jax.random.split(jax.random.key(2**31), 5)
-    target = known_plan.target_moments(truth, keys[0])
-    many = known_plan.sample_mixture(keys[1], truth.source, OVERALL)
-    judge = partial(_judge, truth, target, splits.test_source, np.asarray(many))
-
-    def model(first: int, x: np.ndarray, count: int) -> np.ndarray:
-        del first
-        return translator(x, num_samples=count).reshape(count, *x.shape).swapaxes(0, 1)
+    judge, truth = _make_judge(config, splits), dataset.known_plan_of(config)
+    keys = _keys()
 
     draw = jax.jit(lambda key, x: known_plan.sample(key, truth, x))
 
@@ -62,7 +56,7 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
         return exact(first, np.asarray(hidden), 1).reshape(len(x), count, x.shape[1])
 
     rows = {
-        "eotjax": judge(model, "translating"),
+        "eotjax": judge(_of(translator), "translating"),
         "exact": judge(exact, "drawing exactly"),
         "independent": judge(independent, "drawing independently"),
     }
@@ -71,6 +65,7 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
         some = splits.test_source[:n]
         law = row_law(truth, some, keys[4], n=n, settings=solver(config))
         wanted = known_plan.conditional_moments(truth, jnp.asarray(some))
+        target = known_plan.target_moments(truth, keys[0])
         rows["rows"] = _row(target, _mixed(law), wanted, law)
     settings = {
         "sources": len(splits.test_source),
@@ -78,6 +73,33 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
         "sampling": config.sampling.to_dict(),
     }
     return {"rows": rows, "settings": settings}
+
+
+def judge(translator: Translator, splits: DataSet) -> dict[str, float]:
+    """The model's row of `evaluate`."""
+    return _make_judge(translator.config, splits)(_of(translator), "translating")
+
+
+def _keys() -> Key[Array, "5"]:
+    return jax.random.split(jax.random.key(2**31), 5)
+
+
+def _of(translator: Translator) -> Sampler:
+    def sample(first: int, x: np.ndarray, count: int) -> np.ndarray:
+        del first
+        return translator(x, num_samples=count).reshape(count, *x.shape).swapaxes(0, 1)
+
+    return sample
+
+
+def _make_judge(
+    config: ConfigDict, splits: DataSet
+) -> Callable[[Sampler, str], dict[str, float]]:
+    """Builds judge(sampler, label) -> its metrics."""
+    truth, keys = dataset.known_plan_of(config), _keys()
+    target = known_plan.target_moments(truth, keys[0])
+    many = known_plan.sample_mixture(keys[1], truth.source, OVERALL)
+    return partial(_judge, truth, target, splits.test_source, np.asarray(many))
 
 
 def _judge(

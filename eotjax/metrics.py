@@ -1,6 +1,7 @@
 """What a run shows while it runs: progress lines, metrics files, TensorBoard."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -54,8 +55,12 @@ class Progress:
         )
 
 
+METRICS = "metrics.jsonl"  # of training, a line an interval
+SCORES = "scores.jsonl"  # of the test set, a line an evaluation
+
+
 class Writer:
-    """Scalars to metrics.jsonl and, where TensorFlow is installed, to TensorBoard."""
+    """Scalars to files of JSON lines and, where TensorFlow is, to TensorBoard."""
 
     def __init__(self, folder: Path, *, step: int, tensorboard: bool):
         """Goes on after `step`: later lines, of an interrupted run, are dropped."""
@@ -63,11 +68,12 @@ class Writer:
         self._tensorboard = None
         if not self._leader:
             return
-        self._path = folder / "metrics.jsonl"
-        if self._path.exists():
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) <= step]
-            self._path.write_text("".join(line + "\n" for line in kept))
+        self._folder = folder
+        for path in (folder / METRICS, folder / SCORES):
+            if path.exists():
+                lines = path.read_text().splitlines()
+                kept = [line for line in lines if _step_of(line) <= step]
+                path.write_text("".join(line + "\n" for line in kept))
         if tensorboard:
             # TensorFlow computes nothing here; this keeps it from talking about how.
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -83,11 +89,13 @@ class Writer:
                     stacklevel=2,
                 )
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line {"step": ..., name: value, ...}."""
+    def scalars(
+        self, step: int, values: Mapping[str, float], name: str = METRICS
+    ) -> None:
+        """Appends one line {"step": ..., name: value, ...} to the file of that name."""
         if not self._leader:
             return
-        with self._path.open("a") as file:
+        with (self._folder / name).open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if self._tensorboard is not None:
             self._tensorboard.write_scalars(step, values)
@@ -177,9 +185,16 @@ class Log:
             )
 
 
+def history(path: Path, name: str) -> dict[int, float]:
+    """One of the scalars of a file of JSON lines, by step."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+    return {line["step"]: line[name] for line in found if name in line}
+
+
 def _step_of(line: str) -> float:
     """The step of a metrics line; infinite for one cut off by a crash."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError):
-        return float("inf")
+        return math.inf

@@ -14,6 +14,7 @@ FREE_KEYS = (
     "log_every",
     "sample_every",
     "tensorboard",
+    "license",
     "sampling.",
     "checkpoint.",
     "data.path",

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from eotjax import batch
-from eotjax.estimators import Example
+from eotjax.estimators import Example, Label, both_ways
 from eotjax.pairing import Held, Pairing
 
 Params = Any  # a pytree of arrays
@@ -33,10 +33,10 @@ class Estimator(Protocol):
 
     images: int
 
-    def example(self, key, source, target, t) -> Example: ...
+    def example(self, key, source, target, direction, t) -> Example: ...
 
 
-Apply = Callable[[Params, Array, Array, Key[Array, ""]], Array]
+Apply = Callable[[Params, Array, Array, Label, Key[Array, ""]], Array]
 
 
 def init(
@@ -68,30 +68,37 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     ema_decay: float,
     seed: int,
+    both: bool = False,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
     """Builds the pure step (state, data) -> (state, metrics).
 
     Args:
       pair: (step, held, data) -> the step's pairs.
       estimator: makes the regression example of a pair.
-      apply: (params, inputs, t, dropout_key) -> output.
+      apply: (params, inputs, t, label, dropout_key) -> output.
       optimizer: the update, with its clipping and learning rate.
       ema_decay: of the parameters' average, reached after a warm-up in which the
         average forgets its start: min(decay, (1 + step) / (10 + step)).
       seed: the run's; every random number is a function of it and of state.step.
+      both: turn every second pair round, to learn both directions.
 
     Metrics are scalars: loss, grad_norm and the plan's statistics, mean over groups.
     """
 
     def loss_fn(params: Params, example: Example, key: Key[Array, ""]) -> Array:
-        output = apply(params, example.inputs, example.t, key)
+        output = apply(params, example.inputs, example.t, example.label, key)
         return jnp.mean((output - example.output) ** 2)
 
     def train_step(state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
         key_time, key_noise, key_net = batch.keys(seed, state.step)[2:]
         pairs = pair(state.step, state.held, data)
         times = stratified_times(key_time, len(pairs.source))
-        example = estimator.example(key_noise, pairs.source, pairs.target, times)
+        turned = (
+            both_ways(pairs.source, pairs.target)
+            if both
+            else (pairs.source, pairs.target, jnp.zeros(times.shape, int))
+        )
+        example = estimator.example(key_noise, *turned, times)
         loss, grads = jax.value_and_grad(loss_fn)(state.params, example, key_net)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -2,11 +2,13 @@
 
 import contextlib
 import itertools
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
@@ -14,8 +16,10 @@ from ml_collections import ConfigDict
 from eotjax import (
     batch,
     build,
+    card,
     checks,
     cost_space,
+    coupling,
     dataset,
     evaluate,
     export,
@@ -27,9 +31,12 @@ from eotjax import (
     run_folder,
     step,
 )
+from eotjax.best import Best
 from eotjax.checkpoint import Checkpoints
 from eotjax.data import DataSet
 from eotjax.interruption import Interruption
+
+EXAMPLES = 8  # test sources that go into the artefact
 
 
 def train(config: ConfigDict, workdir: str | Path) -> bool:
@@ -84,18 +91,40 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     )
     sources = splits.test_source[: config.sampling.grid]
 
-    def write_grid(done: int) -> None:
+    def translator() -> export.Translator:
+        return export.Translator(config, shape, state.ema_params, sample)
+
+    def save(name: str, done: int) -> None:
+        export.save(
+            workdir / name,
+            config=config,
+            shape=shape,
+            step=done,
+            params=state.ema_params,
+            plan=plan_figures(workdir, config),
+            examples=examples(translator(), splits),
+        )
+
+    best = None
+    if config.data.kind != "known_plan" and min(map(len, splits[2:4])) > 1:
+        score = evaluate.selection(translator(), splits)
+        before = metrics.history(workdir / metrics.SCORES, "frechet").values()
+        best = Best(score, lambda done: save("best", done), before)
+
+    def judge(done: int) -> None:
+        """Shows some translations, and keeps the parameters if they are the best."""
+        if best is not None:
+            scores = {"frechet": best.offer(done, translator())}
+            writer.scalars(done, scores, metrics.SCORES)
         if len(shape) == 1:
             return
-        translate = export.Translator(config, shape, state.ema_params, sample)
-        picture = images.grid(
-            [sources, translate(sources)], zoom=max(64 // shape[0], 1)
+        picture = evaluate.overview(
+            sources, translator()(sources), config.sampling.grid
         )
-        if not parallel.is_leader():
-            return
-        (workdir / "samples").mkdir(exist_ok=True)
-        images.write(workdir / "samples" / f"step_{done:07d}.png", picture)
-        writer.image(done, "translations", picture)
+        if parallel.is_leader():
+            (workdir / "samples").mkdir(exist_ok=True)
+            images.write(workdir / "samples" / f"step_{done:07d}.png", picture)
+            writer.image(done, "translations", picture)
 
     stop = False
     with (
@@ -115,12 +144,12 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             log.add(done, values)
             last = done == config.steps
             stop = interruption.agreed(done) and not last
+            if (done % config.sample_every == 0 or last) and not stop:
+                log.flush()
+                judge(done)
             if done % config.checkpoint.every == 0 or last or stop:
                 log.flush()  # saving waits for the device anyway
                 checkpoints.save(done, state)
-            if done % config.sample_every == 0 or last:
-                log.flush()
-                write_grid(done)
             if stop:
                 break
         log.flush()
@@ -128,17 +157,50 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         print(f"stopped at step {done}; the same command goes on from there")
         return False
 
-    export.save(
-        workdir / "export",
-        config=config,
-        shape=shape,
-        step=config.steps,
-        params=state.ema_params,
-    )
-    print(f"exported to {workdir / 'export'}")
-    translate = export.Translator(config, shape, state.ema_params, sample)
-    evaluate.report(translate, splits, workdir / "export")
+    save("export", config.steps)
+    print(f"exported step {config.steps} to {workdir / 'export'}")
+    evaluate.report(translator(), splits, workdir / "export")
+    if parallel.is_leader():
+        card.write(workdir / "export")
+    if best is not None:
+        report_best(workdir, config, splits)
     return True
+
+
+def report_best(workdir: Path, config: ConfigDict, splits: DataSet) -> None:
+    """Evaluates the artefact of the best step, where that is not the last one."""
+    last, folder = workdir / "export", workdir / "best"
+    step_of_best = export.describe(folder)["step"]
+    print(
+        f"best: step {step_of_best} in {folder}, by frechet on the test set (so its "
+        "figures flatter; the last step's do not)"
+    )
+    if step_of_best == config.steps:
+        if parallel.is_leader():
+            shutil.copytree(last, folder, dirs_exist_ok=True)
+        return
+    evaluate.report(export.load(folder), splits, folder)
+    if parallel.is_leader():
+        card.write(folder)
+
+
+def plan_figures(workdir: Path, config: ConfigDict) -> dict[str, float]:
+    """What the run's plans were like when it last logged, and their epsilon."""
+    names = coupling.PlanStats._fields
+    path = workdir / metrics.METRICS
+    logged = {name: metrics.history(path, f"plan/{name}") for name in names}
+    last = {name: found[max(found)] for name, found in logged.items() if found}
+    return {"epsilon": config.coupling.epsilon, **last}
+
+
+def examples(translator: export.Translator, splits: DataSet) -> dict[str, np.ndarray]:
+    """A few test sources of each direction, for the artefact; none of vectors."""
+    if len(translator.shape) == 1:
+        return {}
+    return {
+        way: evaluate.turned(splits, way).test_source[:EXAMPLES]
+        for way in translator.directions
+    }
 
 
 def first_state(

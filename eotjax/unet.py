@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from eotjax.embedding import time_embedding
 
@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Maps inputs [b, h, w, c_in] and times [b] in [0, 1] to [b, h, w, channels].
+    """Maps inputs [b, h, w, c_in], times [b] in [0, 1], labels to [b, h, w, channels].
 
     h and w must be divisible by 2 ** (len(multipliers) - 1). Parameters are float32,
     compute is `dtype`, the output is float32 and zero at initialisation.
@@ -80,11 +80,13 @@ class UNet(nn.Module):
       width: channels at full resolution; level i has width * multipliers[i].
       multipliers: one a resolution, each half of the one before.
       blocks: residual blocks a level on the way down, one more on the way up.
-      attention: the image heights at which self-attention follows each block.
+      attention: the levels, from 0 at full resolution, at which self-attention follows
+        each block.
       head_channels: channels of one attention head.
       dropout: rate, inside the residual blocks.
       remat: recompute the blocks' activations in the backward pass, to save memory.
       dtype: of the computation.
+      labels: how many there are; 1 adds nothing to the network.
     """
 
     channels: int
@@ -96,20 +98,26 @@ class UNet(nn.Module):
     dropout: float = 0.0
     remat: bool = False
     dtype: DTypeLike = jnp.float32
+    labels: int = 1
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], t: Float[Array, "b"], *, train: bool = False
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        label: Int[Array, "b"],
+        *,
+        train: bool = False,
     ) -> Float[Array, "b h w channels"]:
         residual = ResidualBlock
         if self.remat:
             residual = nn.remat(ResidualBlock, static_argnums=(3,))
 
         def block(
-            x: Feature, channels: int, name: str
+            x: Feature, channels: int, level: int, name: str
         ) -> Float[Array, "b h w channels"]:
             x = residual(channels, self.dropout, self.dtype, name=name)(x, time, train)
-            if x.shape[1] in self.attention:
+            if level in self.attention:
                 x = SelfAttention(
                     self.head_channels, self.dtype, name=f"{name}_attention"
                 )(x)
@@ -125,18 +133,22 @@ class UNet(nn.Module):
             nn.silu(time)
         )
 
+        if self.labels > 1:
+            embed = nn.Embed(self.labels, 4 * self.width, dtype=self.dtype)
+            time = time + embed(label)
+
         x = conv(self.width, 1, "conv_in")(x)
         skips = [x]
         last = len(self.multipliers) - 1
         for level, multiplier in enumerate(self.multipliers):
             for i in range(self.blocks):
-                x = block(x, self.width * multiplier, f"down{level}_{i}")
+                x = block(x, self.width * multiplier, level, f"down{level}_{i}")
                 skips.append(x)
             if level < last:
                 x = conv(x.shape[-1], 2, f"down{level}_conv")(x)
                 skips.append(x)
 
-        x = block(x, x.shape[-1], "middle_0")
+        x = block(x, x.shape[-1], last, "middle_0")
         x = residual(x.shape[-1], self.dropout, self.dtype, name="middle_1")(
             x, time, train
         )
@@ -144,7 +156,7 @@ class UNet(nn.Module):
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.blocks + 1):
                 x = jnp.concatenate([x, skips.pop()], axis=-1)
-                x = block(x, self.width * multiplier, f"up{level}_{i}")
+                x = block(x, self.width * multiplier, level, f"up{level}_{i}")
             if level > 0:
                 x = x.repeat(2, axis=1).repeat(2, axis=2)
                 x = conv(x.shape[-1], 1, f"up{level}_conv")(x)

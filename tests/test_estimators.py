@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from eotjax import prediction, sampler, schedule
-from eotjax.estimators import ConditionalScore
+from eotjax.estimators import ConditionalScore, both_ways
 
 COSINE = schedule.vp_cosine(10.0, -8.0)
 SCHEDULES = {"vp_linear": schedule.vp_linear(), "ve": schedule.ve(0.1, 10.0)}
@@ -28,10 +28,15 @@ def test_an_example_noises_each_image_at_its_own_speed(name, rho, kind):
     x, y, times = 0.7, -0.4, np.array([0.3, 0.8])
     t = jnp.asarray(np.repeat(times, N)[:, None], jnp.float32)
     example = score.example(
-        jax.random.key(1), jnp.full_like(t, x), jnp.full_like(t, y), t[:, 0]
+        jax.random.key(1),
+        jnp.full_like(t, x),
+        jnp.full_like(t, y),
+        jnp.zeros(2 * N, int),
+        t[:, 0],
     )
     assert example.inputs.shape == (2 * N, 2)
     np.testing.assert_array_equal(example.t, t[:, 0])
+    np.testing.assert_array_equal(example.label, np.zeros(2 * N))
     for half, at in enumerate(times):
         seen = np.asarray(example.inputs[half * N : (half + 1) * N])
         for column, clean, when in [(0, y, at), (1, x, rho * at)]:
@@ -56,8 +61,8 @@ def recorded(rho, path, process):
     score = ConditionalScore(process, "data", rho=rho, path=path)
     seen = []
 
-    def network(inputs, t):
-        del t
+    def network(inputs, t, label):
+        del t, label
         seen.append(np.asarray(inputs))
         return jnp.zeros_like(inputs[:, :1])
 
@@ -66,6 +71,7 @@ def recorded(rho, path, process):
             network,
             jax.random.split(jax.random.key(2), N),
             jnp.full((N, 1), SOURCE),
+            jnp.zeros(N, int),
             jnp.linspace(1, 0, 5),
             sampler.ancestral(process),
         )
@@ -111,7 +117,8 @@ def coefficients(rho, t):
 def sampled(rho, path, kind, make_solver, steps=300):
     """Mean and variance of samples given SOURCE, with the exact network."""
 
-    def network(inputs, t):
+    def network(inputs, t, label):
+        del label
         y_t = inputs[:, :1]
         data = (inputs @ coefficients(rho, t[0]))[:, None]
         alpha, sigma = COSINE.alpha(t[0]), COSINE.sigma(t[0])
@@ -119,10 +126,11 @@ def sampled(rho, path, kind, make_solver, steps=300):
         return {"data": data, "noise": noise, "v": alpha * noise - sigma * data}[kind]
 
     score = ConditionalScore(COSINE, kind, rho=rho, path=path)
-    samples = jax.jit(score.sample, static_argnums=(0, 4))(
+    samples = jax.jit(score.sample, static_argnums=(0, 5))(
         network,
         jax.random.split(jax.random.key(3), N),
         jnp.full((N, 1), SOURCE),
+        jnp.zeros(N, int),
         jnp.linspace(1, 0, steps + 1),
         make_solver(COSINE),
     )
@@ -182,10 +190,85 @@ def test_clipping_keeps_denoised_images_in_their_range(clip):
     process = SCHEDULES["vp_linear"]  # ends without noise
     score = ConditionalScore(process, "data", rho=0.0, clip=clip)
     end = score.sample(
-        lambda inputs, t: jnp.full_like(inputs[..., :1], 3.0),
+        lambda inputs, t, label: jnp.full_like(inputs[..., :1], 3.0),
         jax.random.split(jax.random.key(0), 2),
         jnp.zeros((2, 4, 4, 1)),
+        jnp.zeros(2, int),
         jnp.linspace(1, 0, 4),
         sampler.ddim(process),
     )
     np.testing.assert_allclose(end, 1 if clip else 3, rtol=1e-6)
+
+
+def constant(inputs, t, label):
+    """Says 0.5 with the condition and 0.1 without it, which it then must not see."""
+    del t
+    dropped = (label >= 2)[:, None]
+    x_t = inputs[:, 1:]
+    return jnp.where(dropped, 0.1 + x_t, 0.5)
+
+
+@pytest.mark.parametrize(("guidance", "expected"), [(1.0, 0.5), (2.0, 0.9), (0.0, 0.1)])
+def test_guidance_weighs_the_condition(guidance, expected):
+    process = SCHEDULES["vp_linear"]
+    score = ConditionalScore(
+        process, "data", rho=0.0, condition_dropout=0.1, guidance=guidance
+    )
+    end = score.sample(
+        constant,
+        jax.random.split(jax.random.key(0), 2),
+        jnp.full((2, 1), SOURCE),
+        jnp.array([0, 1]),
+        jnp.linspace(1, 0, 4),
+        sampler.ddim(process),
+    )
+    np.testing.assert_allclose(end, expected, rtol=1e-5)
+
+
+def test_a_share_of_the_examples_has_its_condition_dropped_and_says_so():
+    plain, dropping = (
+        ConditionalScore(COSINE, "v", rho=0.5, condition_dropout=share)
+        for share in (0.0, 0.3)
+    )
+    source, target = jax.random.normal(jax.random.key(0), (2, N, 1))
+    direction, t = jnp.arange(N) % 2, jnp.full(N, 0.4)
+    full, some = (
+        score.example(jax.random.key(1), source, target, direction, t)
+        for score in (plain, dropping)
+    )
+    dropped = np.asarray(some.label) >= 2
+    assert abs(dropped.mean() - 0.3) < 5 * np.sqrt(0.21 / N)
+    np.testing.assert_array_equal(some.label % 2, direction)
+    np.testing.assert_array_equal(full.label, direction)
+    np.testing.assert_array_equal(some.inputs[dropped, 1], 0)
+    np.testing.assert_array_equal(some.inputs[~dropped], full.inputs[~dropped])
+    np.testing.assert_array_equal(some.output, full.output)
+    np.testing.assert_array_equal(some.inputs[:, 0], full.inputs[:, 0])
+
+
+def test_the_network_is_told_the_direction():
+    process, seen = SCHEDULES["vp_linear"], []
+
+    def network(inputs, t, label):
+        seen.append(np.asarray(label))
+        return jnp.zeros_like(inputs[:, :1])
+
+    with jax.disable_jit():
+        ConditionalScore(process, "data", rho=0.0).sample(
+            network,
+            jax.random.split(jax.random.key(0), 3),
+            jnp.zeros((3, 1)),
+            jnp.array([0, 1, 1]),
+            jnp.linspace(1, 0, 3),
+            sampler.heun(process),
+        )
+    np.testing.assert_array_equal(seen, [[0, 1, 1]] * 4)
+
+
+def test_every_second_pair_is_turned_round():
+    source = jnp.arange(12.0).reshape(6, 2, 1)
+    new_source, new_target, direction = both_ways(source, -source)
+    np.testing.assert_array_equal(direction, [0, 1] * 3)
+    np.testing.assert_array_equal(new_source[::2], source[::2])
+    np.testing.assert_array_equal(new_source[1::2], -source[1::2])
+    np.testing.assert_array_equal(new_target, -new_source)

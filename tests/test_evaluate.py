@@ -7,9 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.spatial
 
 import eotjax
-from eotjax import cost_space, dataset, evaluate
+from eotjax import cost_space, dataset, evaluate, measures
 
 RNG = np.random.default_rng(0)
 
@@ -37,19 +38,19 @@ def test_frechet_distance_is_that_of_the_gaussians_the_samples_came_from(dimensi
         for mean, covariance in zip(means, covariances, strict=True)
     )
     expected = gaussian_distance(means[0], covariances[0], means[1], covariances[1])
-    assert evaluate.frechet_distance(a, b) == pytest.approx(expected, rel=0.02)
+    assert measures.frechet_distance(a, b) == pytest.approx(expected, rel=0.02)
 
 
 def test_frechet_distance_of_a_set_to_itself_is_zero_and_to_its_shift_the_shift():
     x = RNG.standard_normal((50, 4))
     shift = np.array([3.0, 0, -4.0, 0])
-    assert evaluate.frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
-    assert evaluate.frechet_distance(x, x + shift) == pytest.approx(25)
+    assert measures.frechet_distance(x, x) == pytest.approx(0, abs=1e-6)
+    assert measures.frechet_distance(x, x + shift) == pytest.approx(25)
 
 
 def test_frechet_distance_of_fewer_samples_than_dimensions_is_finite():
     x, y = RNG.standard_normal((2, 3, 10))
-    assert np.isfinite(evaluate.frechet_distance(x, y))
+    assert np.isfinite(measures.frechet_distance(x, y))
 
 
 def tinted(degrees, shape=(4, 4)):
@@ -61,7 +62,7 @@ def tinted(degrees, shape=(4, 4)):
 
 def test_the_hue_of_an_image_is_the_one_it_was_tinted_with():
     degrees = np.arange(0, 360, 7.5)
-    difference = np.abs(evaluate.hue(tinted(degrees)) - degrees)
+    difference = np.abs(measures.hue(tinted(degrees)) - degrees)
     assert np.minimum(difference, 360 - difference).max() < 5  # 60 degrees: exact
 
 
@@ -76,21 +77,21 @@ def test_the_hue_of_an_image_is_the_one_it_was_tinted_with():
     ],
 )
 def test_hue_error_is_the_shorter_way_round_the_circle(first, second, error):
-    found = evaluate.hue_error(tinted(first), tinted(second))
+    found = measures.hue_error(tinted(first), tinted(second))
     assert found == pytest.approx(error, abs=0.1)
 
 
 def test_independent_hues_have_an_error_of_90_degrees():
     a, b = (tinted(RNG.uniform(0, 360, 4_000), (1, 1)) for _ in range(2))
-    assert evaluate.hue_error(a, b) == pytest.approx(90, abs=4)
+    assert measures.hue_error(a, b) == pytest.approx(90, abs=4)
 
 
 def test_transport_cost_is_half_the_mean_squared_distance():
     x = np.zeros((2, 2, 2, 1), np.float32)
     y = x.copy()
     y[0] = 1.0  # |x - y|^2 = 4
-    assert evaluate.transport_cost(x, y) == 1.0
-    assert evaluate.transport_cost(y, y) == 0.0
+    assert measures.transport_cost(x, y) == 1.0
+    assert measures.transport_cost(y, y) == 0.0
 
 
 def test_principal_components_span_what_varies():
@@ -114,7 +115,7 @@ def digits():
 
 def test_the_classifier_knows_threes_from_twos_whatever_their_tint(digits):
     _, splits = digits
-    classify = evaluate.classifier("digits", splits)
+    classify = evaluate.classifier("digits", splits, "forward")
     twos, threes = (
         np.float32(x / 127.5 - 1) for x in (splits.test_source, splits.test_target)
     )
@@ -124,19 +125,48 @@ def test_the_classifier_knows_threes_from_twos_whatever_their_tint(digits):
 
 def test_the_classifier_of_other_data_tells_target_from_source(digits):
     _, splits = digits
-    classify = evaluate.classifier("folder", splits)
+    classify = evaluate.classifier("folder", splits, "forward")
     assert classify(np.float32(splits.test_target / 127.5 - 1)) > 0.95
     assert classify(np.float32(splits.test_source / 127.5 - 1)) < 0.05
 
 
 def test_the_baselines_of_a_run_have_their_known_values(trained):
-    rows = json.loads((trained / "export" / "evaluation.json").read_text())["rows"]
+    rows = json.loads((trained / "export" / "evaluation.json").read_text())["forward"][
+        "rows"
+    ]
     assert rows["identity"]["transport_cost"] == 0
     assert rows["identity"]["hue_error"] == 0
     assert rows["identity"]["class_accuracy"] < 0.05
     assert rows["independent"]["class_accuracy"] > 0.95
     assert rows["independent"]["hue_error"] == pytest.approx(90, abs=15)
     assert rows["independent"]["frechet"] < rows["identity"]["frechet"]
+
+
+def test_structure_is_that_of_scikit_image_by_hand_and_blind_to_colour():
+    rng = np.random.default_rng(0)
+    x = np.float32(rng.uniform(-1, 1, (3, 24, 20, 3)))
+    assert measures.structure(x, x) == pytest.approx(1, abs=1e-5)
+    tinted_x = x[..., ::-1].copy()  # the same light
+    assert measures.structure(x, tinted_x) == pytest.approx(1, abs=1e-4)
+    noise = np.float32(rng.uniform(-1, 1, x.shape))
+    values = [measures.structure(x, (1 - s) * x + s * noise) for s in (0.1, 0.4, 1.0)]
+    assert 1 > values[0] > values[1] > values[2]
+    assert abs(values[2]) < 0.1
+
+
+def test_the_nearest_distance_is_scipys():
+    a, b = RNG.standard_normal((2, 20, 4))
+    expected = scipy.spatial.distance.cdist(a, b).min(1)
+    np.testing.assert_allclose(measures.nearest_distance(a, b), expected)
+
+
+def test_ranked_translations_run_from_best_to_worst():
+    distance = np.array([3.0, 0.0, 9.0, 1.0, 5.0])
+    source = np.zeros((5, 4, 4, 1), np.uint8)
+    translated = (source + 20 * np.arange(5)[:, None, None, None]).astype(np.uint8)
+    picture = evaluate.ranked(source, translated, distance)
+    seen = [int(v) for v in dict.fromkeys(picture[110, ::8, 0]) if v not in (0, 255)]
+    assert seen == [20, 60, 80, 40]  # (the image of distance 3 is black)
 
 
 def test_a_tiny_test_set_is_evaluated_too(vectors, tmp_path):
@@ -148,7 +178,7 @@ def test_a_tiny_test_set_is_evaluated_too(vectors, tmp_path):
     np.savez(config.data.path, **one)
     assert train.train(config, tmp_path / "run")
     path = tmp_path / "run" / "export" / "evaluation.json"
-    rows = json.loads(path.read_text())["rows"]
+    rows = json.loads(path.read_text())["forward"]["rows"]
     assert np.isfinite(rows["eotjax"]["transport_cost"])
 
 
@@ -174,7 +204,7 @@ def test_images_that_are_cropped_in_training_are_evaluated_at_their_size(
 
     sample = build.sampling(config, (8, 12, 3), parallel.make_mesh())
     translator = Same(config, (8, 12, 3), {}, sample)
-    result, translated = evaluate.evaluate(translator, splits)
+    result, translated, _ = evaluate.evaluate(translator, splits)
     np.testing.assert_allclose(translated, splits.test_source / 127.5 - 1, atol=1e-6)
     assert result["rows"]["eotjax"] == result["rows"]["identity"]
     assert result["rows"]["independent"]["transport_cost"] > 0
@@ -185,7 +215,7 @@ def test_the_table_shows_every_value_in_its_place():
         "eotjax": {"cost": 1.23456, "error": 12345.678},
         "independent": {"cost": 0.0, "error": 90.0},
     }
-    lines = evaluate.table(rows).splitlines()
+    lines = measures.table(rows).splitlines()
     assert len({len(line) for line in lines}) == 1
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[0] == ["", "cost", "error"]
@@ -205,9 +235,11 @@ def test_the_command_evaluates_with_another_solver_into_another_folder(
     assert evaluate.run() == 0
     assert "independent" in capsys.readouterr().out
     assert (artefact / "evaluation.json").read_bytes() == before
-    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    result = json.loads((tmp_path / "out" / "evaluation.json").read_text())["forward"]
     assert result["settings"]["sampling"]["steps"] == 1
     assert result["settings"]["sampling"]["solver"] == "ddim"
-    assert result["rows"]["identity"] == json.loads(before)["rows"]["identity"]
+    assert (
+        result["rows"]["identity"] == json.loads(before)["forward"]["rows"]["identity"]
+    )
     assert (tmp_path / "out" / "translations.png").exists()
     assert eotjax.load(artefact).config.sampling.steps == 2

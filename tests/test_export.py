@@ -34,7 +34,8 @@ def untrained(config, shape=(16, 16, 3), seed=0):
     mesh = parallel.make_mesh()
     net = build.network(config, shape)
     inputs = np.zeros((1, *shape[:-1], 2 * shape[-1]), np.float32)
-    abstract = jax.eval_shape(net.init, jax.random.key(0), inputs, np.zeros(1, "f4"))
+    times, labels = np.zeros(1, np.float32), np.zeros(1, np.int32)
+    abstract = jax.eval_shape(net.init, jax.random.key(0), inputs, times, labels)
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda x: np.float32(0.2 * rng.standard_normal(x.shape)), abstract["params"]
@@ -61,8 +62,8 @@ def test_the_artefact_of_a_run_holds_its_averaged_parameters(trained, smoke):
 
     written = json.loads((trained / "export" / "evaluation.json").read_text())
     loaded = eotjax.load(trained / "export")
-    result, _ = evaluate.evaluate(loaded, dataset.load(smoke()))
-    assert json.loads(json.dumps(result)) == written
+    result, *_ = evaluate.evaluate(loaded, dataset.load(smoke()))
+    assert json.loads(json.dumps(result)) == written["forward"]
 
 
 def test_what_goes_in_says_what_comes_out(translator):
@@ -124,11 +125,58 @@ def test_vectors_are_translated_too(vectors):
         SOURCE.astype(np.float64),
         SOURCE.astype(np.int32),
         SOURCE[None],
+        SOURCE.astype(np.float32),
+        np.full_like(SOURCE, np.nan, np.float32),
     ],
 )
-def test_a_source_of_another_shape_or_dtype_is_refused(translator, source):
-    with pytest.raises(UserError, match=r"16, 16, 3|uint8, or float32"):
+def test_a_source_of_another_shape_dtype_or_range_is_refused(translator, source):
+    with pytest.raises(UserError, match=r"16, 16, 3|uint8, or float32|in \[-1, 1\]"):
         translator(source)
+
+
+def test_images_of_any_size_are_translated_where_asked(smoke):
+    config = smoke(model__multipliers=(1, 1), model__attention=(8,))
+    translate, _ = untrained(config)
+    assert translate.multiple == 2
+    large = RNG.integers(0, 256, (3, 24, 10, 3), dtype=np.uint8)
+    out = translate(large, any_size=True)
+    assert out.shape == large.shape
+    np.testing.assert_array_equal(translate(large[1:2], any_size=True)[0], out[1])
+    same = translate(SOURCE[:2], any_size=True)
+    np.testing.assert_array_equal(same, translate(SOURCE[:2]))
+    for wrong in (large, large[:, :23], large[..., :1]):
+        with pytest.raises(UserError, match="shape"):
+            translate(wrong, any_size=wrong is not large)
+
+
+def test_both_directions_come_out_of_one_network(smoke, translator):
+    config = smoke(estimator__direction="both")
+    both, _ = untrained(config)
+    assert both.directions == ("forward", "backward")
+    there, back = (both(SOURCE[:4], direction=way) for way in both.directions)
+    assert (there != back).mean() > 0.5
+    np.testing.assert_array_equal(both(SOURCE[:4]), there)
+    assert translator.directions == ("forward",)
+    with pytest.raises(UserError, match=r"'backward'.*trained for forward only"):
+        translator(SOURCE, direction="backward")
+
+
+def test_another_use_of_a_translator_leaves_it_as_it_is(translator, trained):
+    before = translator(SOURCE[:2])
+    other = translator.using(solver="dpmpp_2m", steps=3)
+    assert other.config.sampling.steps == 3 and translator.config.sampling.steps == 2
+    loaded = eotjax.load(trained / "export", solver="dpmpp_2m", steps=3)
+    np.testing.assert_array_equal(other(SOURCE[:2]), loaded(SOURCE[:2]))
+    np.testing.assert_array_equal(translator(SOURCE[:2]), before)
+    assert set(translator.solvers) >= {"ancestral", "ddim", "heun", "dpmpp_2m"}
+
+
+def test_guidance_needs_a_network_trained_for_it(smoke, translator):
+    with pytest.raises(UserError, match=r"guidance is 2.*condition_dropout"):
+        translator.using(guidance=2.0)
+    trained, _ = untrained(smoke(estimator__condition_dropout=0.1))
+    plain, guided = trained(SOURCE[:2]), trained.using(guidance=3.0)(SOURCE[:2])
+    assert (plain != guided).mean() > 0.1
 
 
 def test_sampling_can_be_changed_when_loading(translator, trained):
@@ -143,7 +191,7 @@ def test_sampling_can_be_changed_when_loading(translator, trained):
     ("changes", "told"),
     [
         ({"step": 5}, "no 'step'.*solver, steps"),
-        ({"solver": "euler"}, r"sampling\.solver is 'euler'.*ancestral, ddim"),
+        ({"solver": "euler"}, r"sampling\.solver is 'euler'.*ancestral, ddim, heun"),
         ({"steps": 0}, "steps"),
         ({"batch_size": 0}, "batch_size"),
     ],
@@ -163,6 +211,23 @@ def damage(artefact, kind):
         config.write_text(config.read_text()[:100])
     elif kind == "other json":
         config.write_text('["a"]')
+    elif kind == "another's parameters":
+        changed = json.loads(config.read_text())
+        changed["sha256"]["params"] = "0" * 64
+        config.write_text(json.dumps(changed))
+    elif kind in ("a bit of the parameters", "a bit of the program"):
+        pattern = "params/**/d/*" if "parameters" in kind else "*.stablehlo"
+        file = max(artefact.glob(pattern), key=lambda path: path.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif kind == "old":
+        changed = json.loads(config.read_text())
+        config.write_text(json.dumps(changed | {"format": 1}))
+    elif kind == "no digests":
+        changed = json.loads(config.read_text())
+        del changed["sha256"]
+        config.write_text(json.dumps(changed))
     elif kind == "no params":
         shutil.rmtree(artefact / "params")
     else:
@@ -178,6 +243,11 @@ def damage(artefact, kind):
         ("cut", "is no eotjax export"),
         ("other json", "is no eotjax export"),
         ("version", "format 99"),
+        ("old", "format 1"),
+        ("no digests", "sha256"),
+        ("another's parameters", "params is damaged"),
+        ("a bit of the parameters", "cannot restore|is damaged"),
+        ("a bit of the program", "stablehlo is damaged"),
         ("no params", "parameters"),
     ],
 )
@@ -189,6 +259,7 @@ def test_a_damaged_artefact_is_refused_by_name(artefact, kind, told):
 
 def test_parameters_of_another_network_are_refused_by_the_command(artefact, command):
     text = (artefact / "config.json").read_text()
+    assert '"width": 8' in text
     (artefact / "config.json").write_text(text.replace('"width": 8', '"width": 16'))
     done = command("eotjax.evaluate", f"--export={artefact}")
     assert done.returncode == 1
@@ -236,5 +307,5 @@ def test_all_but_tensorboard_works_where_tensorflow_is_absent(
     )
     assert done.returncode == 0, done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "result.npy"), translator(SOURCE))
-    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 2
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count('"loss"') == 2
     assert not (tmp_path / "run" / "tensorboard").exists()

@@ -73,7 +73,7 @@ def test_a_run_is_judged_beside_what_bounds_it(monkeypatch, tmp_path, estimator)
     config.known.dim = 2
     assert train.train(config, tmp_path)
     report = json.loads((tmp_path / "export" / "evaluation.json").read_text())
-    rows = {name: row["cbw2_uvp"] for name, row in report["rows"].items()}
+    rows = {name: row["cbw2_uvp"] for name, row in report["forward"]["rows"].items()}
     # A tiny plan is better than none and worse than the truth, and so few steps of
     # training teach nothing.
     assert 0 < rows["exact"] < 5 < rows["independent"]

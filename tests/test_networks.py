@@ -15,12 +15,12 @@ from eotjax.mlp import MLP
 from eotjax.unet import SelfAttention, UNet
 
 KEY = jax.random.key(0, impl="rbg")  # compiles in half the time
-COUNTED_UNET = UNet(channels=3, width=8, multipliers=(1, 2), blocks=1, attention=(8,))
+COUNTED_UNET = UNet(channels=3, width=8, multipliers=(1, 2), blocks=1, attention=(1,))
 COUNTED_INPUT = (2, 16, 8, 6)
 NETWORKS = {  # as small as they may be: compiling takes longer than computing
     "unet": (
         functools.partial(
-            UNet, channels=3, width=8, multipliers=(1,), blocks=1, attention=(4,)
+            UNet, channels=3, width=8, multipliers=(1,), blocks=1, attention=(0,)
         ),
         (2, 4, 8, 6),
     ),
@@ -30,7 +30,8 @@ NETWORKS = {  # as small as they may be: compiling takes longer than computing
 
 def inputs(shape):
     x = np.random.default_rng(0).standard_normal(shape)
-    return jnp.float32(x), jnp.linspace(0.1, 0.9, shape[0])
+    times = jnp.linspace(0.1, 0.9, shape[0])
+    return jnp.float32(x), times, jnp.zeros(shape[0], int)
 
 
 class Built(NamedTuple):
@@ -40,6 +41,7 @@ class Built(NamedTuple):
     params: Any
     x: jax.Array
     t: jax.Array
+    label: jax.Array
     apply: Callable
     output: jax.Array
 
@@ -52,11 +54,11 @@ def built(request):
 @functools.cache
 def build(name):
     make, shape = NETWORKS[name]
-    x, t = inputs(shape)
-    rng, shapes = np.random.default_rng(1), jax.eval_shape(make().init, KEY, x, t)
+    given = inputs(shape)
+    rng, shapes = np.random.default_rng(1), jax.eval_shape(make().init, KEY, *given)
     params = jax.tree.map(lambda p: jnp.float32(0.3 * rng.normal(size=p.shape)), shapes)
     apply = jax.jit(make().apply)
-    return Built(make, params, x, t, apply, np.asarray(apply(params, x, t)))
+    return Built(make, params, *given, apply, np.asarray(apply(params, *given)))
 
 
 def names_and_sizes(network, shape):
@@ -106,31 +108,31 @@ def test_a_small_mlp_has_the_parameters_counted_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("heights", "expected"),
+    ("levels", "expected"),
     [
         ((), set()),
-        ((16,), {"down0_0", "up0_0", "up0_1"}),
-        ((8,), {"down1_0", "middle_0", "up1_0", "up1_1"}),
+        ((0,), {"down0_0", "up0_0", "up0_1"}),
+        ((1,), {"down1_0", "middle_0", "up1_0", "up1_1"}),
     ],
 )
-def test_attention_follows_each_block_at_the_listed_heights_alone(heights, expected):
-    sizes = names_and_sizes(COUNTED_UNET.clone(attention=heights), COUNTED_INPUT)
+def test_attention_follows_each_block_at_the_listed_levels_alone(levels, expected):
+    sizes = names_and_sizes(COUNTED_UNET.clone(attention=levels), COUNTED_INPUT)
     found = {name.split("'")[1] for name in sizes if "_attention" in name}
     assert found == {f"{block}_attention" for block in expected}
 
 
 def test_the_output_is_zero_at_first_and_float32_like_the_parameters(built):
     network = built.make(dtype=jnp.bfloat16)
-    params = jax.jit(network.init)(KEY, built.x, built.t)
+    params = jax.jit(network.init)(KEY, built.x, built.t, built.label)
     assert {p.dtype for p in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    output = built.apply(params, built.x, built.t)
+    output = built.apply(params, built.x, built.t, built.label)
     assert output.dtype == jnp.float32
     np.testing.assert_array_equal(output, np.zeros_like(built.output))
 
 
 def test_bfloat16_computes_the_same_more_coarsely(built):
     coarse = jax.jit(built.make(dtype=jnp.bfloat16).apply)
-    rough = coarse(built.params, built.x, built.t)
+    rough = coarse(built.params, built.x, built.t, built.label)
     assert rough.dtype == jnp.float32
     assert 1e-4 < np.std(rough - built.output) / np.std(built.output) < 0.05
 
@@ -140,9 +142,31 @@ def test_time_and_every_input_channel_matter_to_their_own_image_alone(built):
     changes = [(x, t.at[0].add(0.01))]
     changes += [(x.at[0, ..., c].add(0.1), t) for c in range(x.shape[-1])]
     for changed in changes:
-        output = built.apply(built.params, *changed)
+        output = built.apply(built.params, *changed, built.label)
         assert np.abs(output[0] - built.output[0]).max() > 1e-4
         np.testing.assert_allclose(output[1:], built.output[1:], atol=1e-5)
+
+
+def test_a_label_matters_to_its_own_image_alone_where_there_are_several(built):
+    apply = jax.jit(built.make(labels=4).apply)
+    shapes = jax.eval_shape(
+        built.make(labels=4).init, KEY, built.x, built.t, built.label
+    )
+    rng, (more, less) = (
+        np.random.default_rng(2),
+        (
+            {jax.tree_util.keystr(path): leaf.shape for path, leaf in flat}
+            for flat in map(jax.tree_util.tree_leaves_with_path, (shapes, built.params))
+        ),
+    )
+    (added,) = more.keys() - less.keys()
+    assert more[added][0] == 4 and "Embed" in added
+    params = jax.tree.map(lambda p: jnp.float32(0.3 * rng.normal(size=p.shape)), shapes)
+    first = apply(params, built.x, built.t, built.label)
+    for label in (1, 2, 3):
+        output = apply(params, built.x, built.t, built.label.at[0].set(label))
+        assert np.abs(output[0] - first[0]).max() > 1e-3
+        np.testing.assert_allclose(output[1:], first[1:], atol=1e-5)
 
 
 def test_dropout_acts_in_training_alone(built):
@@ -150,7 +174,9 @@ def test_dropout_acts_in_training_alone(built):
 
     def output(train, key):
         rngs = {"dropout": jax.random.key(key)}
-        return apply(built.params, built.x, built.t, train=train, rngs=rngs)
+        return apply(
+            built.params, built.x, built.t, built.label, train=train, rngs=rngs
+        )
 
     np.testing.assert_allclose(output(False, 0), built.output, atol=1e-5)
     np.testing.assert_array_equal(output(True, 0), output(True, 0))
@@ -166,7 +192,9 @@ def test_remat_changes_neither_the_output_nor_the_gradients():
 
         def loss(params):
             rngs = {"dropout": KEY}
-            output = network.apply(params, unet.x, unet.t, train=True, rngs=rngs)
+            output = network.apply(
+                params, unet.x, unet.t, unet.label, train=True, rngs=rngs
+            )
             return jnp.mean(output**2)
 
         both = jax.value_and_grad(loss)
@@ -189,7 +217,7 @@ def test_the_unet_keeps_the_height_and_width_of_its_input(shape):
 
 
 def test_attention_is_that_of_flax_over_all_positions():
-    x, _ = inputs((2, 4, 6, 8))
+    x, *_ = inputs((2, 4, 6, 8))
     attend = SelfAttention(head_channels=4, dtype=jnp.float32)
     rng, shapes = np.random.default_rng(0), jax.eval_shape(attend.init, KEY, x)
     params = jax.tree.map(lambda p: jnp.float32(rng.normal(size=p.shape)), shapes)

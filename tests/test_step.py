@@ -17,14 +17,14 @@ class Plain:
 
     images = 1
 
-    def example(self, key, source, target, t):
+    def example(self, key, source, target, direction, t):
         del key
-        return Example(inputs=source, t=t, output=target)
+        return Example(inputs=source, t=t, label=direction, output=target)
 
 
-def scale(params, inputs, t, key):
+def scale(params, inputs, t, label, key):
     """The network y = w x."""
-    del t, key
+    del t, label, key
     return params["w"] * inputs
 
 
@@ -115,6 +115,21 @@ def test_training_lowers_the_loss_to_the_least_squares_solution(start):
     assert losses[-1] < 1e-4 * losses[0]
 
 
+def test_one_network_learns_both_ways_of_the_pairs():
+    """Targets are twice the sources: 2 one way, 1/2 back."""
+    train_step = make_step(
+        optimizer_of(total_steps=300).update,
+        both=True,
+        apply=lambda params, inputs, t, label, key: (
+            params["w"][label][:, None] * inputs
+        ),
+    )
+    state = step.init({"w": jnp.array([1.0, 1.0])}, optimizer_of().update)
+    for _ in range(300):
+        state, _ = train_step(state, 0.0)
+    np.testing.assert_allclose(state.params["w"], [2, 0.5], atol=1e-2)
+
+
 def test_the_average_of_the_parameters_warms_up_to_its_decay(start):
     train_step, state = make_step(optimizer_of().update), start
     history, averages = [float(state.params["w"])], []
@@ -197,7 +212,9 @@ def test_training_on_unpaired_gaussians_recovers_their_entropic_plan():
     steps, process = 1_500, schedule.vp_cosine()
     score = ConditionalScore(process, "v", rho=0.0)
     network = MLP(channels=2, width=64, blocks=2)
-    params = network.init(jax.random.key(0), jnp.zeros((1, 4)), jnp.zeros(1))
+    params = network.init(
+        jax.random.key(0), jnp.zeros((1, 4)), jnp.zeros(1), jnp.zeros(1, int)
+    )
     update = optimizer_of(2e-3, warmup_steps=50, total_steps=steps).update
     train_step = make_step(
         update,
@@ -205,7 +222,7 @@ def test_training_on_unpaired_gaussians_recovers_their_entropic_plan():
             draw_gaussians, coupling.entropic(coupling.Solver(epsilon=1.0)), 256
         ),
         estimator=score,
-        apply=lambda params, inputs, t, key: network.apply(params, inputs, t),
+        apply=lambda params, *inputs: network.apply(params, *inputs[:3]),
         ema_decay=0.995,
     )
     state = step.init(params, update)
@@ -213,14 +230,15 @@ def test_training_on_unpaired_gaussians_recovers_their_entropic_plan():
         state, metrics = train_step(state, None)
     assert metrics["plan/converged"] == 1
 
-    def denoise(inputs, t):
-        return network.apply(state.ema_params, inputs, t)
+    def denoise(*inputs):
+        return network.apply(state.ema_params, *inputs)
 
     sources, n = np.array([[0, 0], [1, 1], [-1.5, 0.5], [-1, -1], [2, 0]]), 2_000
-    samples = jax.jit(score.sample, static_argnums=(0, 4))(
+    samples = jax.jit(score.sample, static_argnums=(0, 5))(
         denoise,
         jax.random.split(jax.random.key(1), n * len(sources)),
         jnp.float32(np.repeat(sources, n, 0)),
+        jnp.zeros(n * len(sources), int),
         jnp.linspace(1, 0, 51),
         sampler.ddim(process),
     )

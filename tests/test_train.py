@@ -13,14 +13,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eotjax import build, dataset, parallel, plan, potentials, train
+import eotjax
+from eotjax import (
+    build,
+    dataset,
+    evaluate,
+    export,
+    parallel,
+    plan,
+    potentials,
+    train,
+)
 from eotjax.checkpoint import Checkpoints
 from eotjax.errors import UserError
 from eotjax.interruption import Interruption
 
 
-def lines(workdir):
-    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+def lines(workdir, name="metrics"):
+    text = (workdir / f"{name}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def files(folder):
@@ -76,8 +87,33 @@ def test_a_run_leaves_all_that_it_promises(trained):
         with Image.open(trained / picture) as image:
             assert image.mode == "RGB" and image.width > image.height
     assert (trained / "export" / "params").is_dir()
-    rows = json.loads((trained / "export" / "evaluation.json").read_text())["rows"]
+    rows = json.loads((trained / "export" / "evaluation.json").read_text())["forward"][
+        "rows"
+    ]
     assert set(rows) == {"eotjax", "identity", "independent"}
+
+
+def test_a_run_keeps_its_best_step(trained, smoke):
+    (score,) = lines(trained, "scores")
+    assert score["step"] == 4 and score["frechet"] > 0
+    best, last = (eotjax.load(trained / name) for name in ("best", "export"))
+    source = np.zeros((2, 16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(best(source), last(source))
+    assert (trained / "best" / "evaluation.json").exists()
+
+
+def test_the_best_step_is_the_one_of_the_lowest_score(smoke, tmp_path, monkeypatch):
+    values = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(
+        evaluate, "selection", lambda *_: lambda translator: next(values)
+    )
+    assert train.train(smoke(steps=6, sample_every=2), tmp_path)
+    assert [line["frechet"] for line in lines(tmp_path, "scores")] == [3.0, 1.0, 2.0]
+    steps = [export.describe(tmp_path / name)["step"] for name in ("best", "export")]
+    assert steps == [4, 6]
+    for name in ("best", "export"):
+        assert (tmp_path / name / "evaluation.json").exists()
+        assert "# digits" in (tmp_path / name / "README.md").read_text()
 
 
 def test_a_finished_run_that_is_started_again_changes_nothing(trained, smoke, tmp_path):

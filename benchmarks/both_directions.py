@@ -1,0 +1,64 @@
+"""One network for both directions against one network each, on digits.
+
+PYTHONPATH=. python benchmarks/both_directions.py --folder=RUNS
+
+Trains twos to threes, threes to twos, and both at once, in as many steps and in twice
+as many: the cost of the two networks that it replaces. Runs that are there are not made
+again. Prints the table of docs/samplers.md.
+"""
+
+from pathlib import Path
+from unittest import mock
+
+from absl import app, flags
+
+import eotjax
+from configs import digits
+from eotjax import command, dataset, evaluate, measures, train
+
+FOLDER = flags.DEFINE_string("folder", None, "Where the runs are kept.", required=True)
+load = dataset.load
+
+
+def make(folder: Path, words: str = "", steps: int = 1_000, turn: bool = False) -> Path:
+    """Trains where there is no artefact yet; returns its folder."""
+    config = digits.get_config(words)
+    config.steps = config.sample_every = steps
+    if not (folder / "export" / "config.json").exists():
+
+        def turned(config):
+            return evaluate.turned(load(config), "backward" if turn else "forward")
+
+        with mock.patch.object(dataset, "load", turned):
+            if not train.train(config, folder):
+                raise SystemExit(143)
+    return folder / "export"
+
+
+def run() -> int:
+    """Trains what is missing and prints the table."""
+    folder = Path(FOLDER.value)
+    models = {  # the artefact and, by what it is judged for, what it calls that
+        "twos to threes alone": (make(folder / "forward"), {"forward": "forward"}),
+        "threes to twos alone": (
+            make(folder / "backward", turn=True),
+            {"backward": "forward"},
+        ),
+    }
+    each = {way: way for way in ("forward", "backward")}
+    for steps in (1_000, 2_000):
+        path = make(folder / f"both_{steps}", "both", steps)
+        models[f"both, {steps:,} steps"] = (path, each)
+    splits, rows = load(digits.get_config()), {}
+    for name, (path, ways) in models.items():
+        translator = eotjax.load(path)
+        for way, own in ways.items():
+            judge = evaluate.Judge(translator, splits, way)
+            translated = translator(judge.source, direction=own, progress=True)
+            rows[f"{name}: {way}"] = judge.row(translated)
+    print(measures.table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(lambda _: command.exit_after(run))
