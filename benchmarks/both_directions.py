@@ -14,7 +14,7 @@ from absl import app, flags
 
 import eotjax
 from configs import digits
-from eotjax import command, dataset, evaluate, measures, train
+from eotjax import command, dataset, judge, measures, train
 
 FOLDER = flags.DEFINE_string("folder", None, "Where the runs are kept.", required=True)
 load = dataset.load
@@ -27,7 +27,7 @@ def make(folder: Path, words: str = "", steps: int = 1_000, turn: bool = False) 
     if not (folder / "export" / "config.json").exists():
 
         def turned(config):
-            return evaluate.turned(load(config), "backward" if turn else "forward")
+            return judge.turned(load(config), "backward" if turn else "forward")
 
         with mock.patch.object(dataset, "load", turned):
             if not train.train(config, folder):
@@ -53,9 +53,9 @@ def run() -> int:
     for name, (path, ways) in models.items():
         translator = eotjax.load(path)
         for way, own in ways.items():
-            judge = evaluate.Judge(translator, splits, way)
-            translated = translator(judge.source, direction=own, progress=True)
-            rows[f"{name}: {way}"] = judge.row(translated)
+            judging = judge.Judge(translator, splits, way)
+            translated = translator(judging.source, direction=own, progress=True)
+            rows[f"{name}: {way}"] = judging.row(translated)
     print(measures.table(rows))
     return 0
 

@@ -14,7 +14,7 @@ from absl import app, flags
 
 import eotjax
 from configs import digits, known_plan
-from eotjax import command, dataset, evaluate, known_plan_report, train
+from eotjax import command, dataset, judge, known_plan_report, train
 
 FOLDER = flags.DEFINE_string("folder", None, "Where the runs are kept.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "A Markdown file with a place for it.")
@@ -47,11 +47,13 @@ def artefact(name: str, folder: Path) -> Path:
     return place / "export"
 
 
-def judge(translator: eotjax.Translator, splits: dataset.DataSet) -> dict[str, float]:
+def measured(
+    translator: eotjax.Translator, splits: dataset.DataSet
+) -> dict[str, float]:
     """Every measure of the translations."""
     if translator.config.data.kind == "known_plan":
         return known_plan_report.judge(translator, splits)
-    judging = evaluate.Judge(translator, splits)
+    judging = judge.Judge(translator, splits)
     return judging.row(translator(judging.source))
 
 
@@ -66,7 +68,7 @@ def measure(name: str, folder: Path) -> dict[str, dict[str, dict[str, float]]]:
             row = found.setdefault(solver, {})
             if str(steps) not in row:
                 print(f"{name}: {solver}, {steps} steps", flush=True)
-                row[str(steps)] = judge(
+                row[str(steps)] = measured(
                     translator.using(solver=solver, steps=steps), splits
                 )
                 kept.write_text(json.dumps(found))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 
-from eotjax.export import Translator
+from eotjax.translator import Translator
 
 
 class Best:

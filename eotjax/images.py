@@ -1,15 +1,12 @@
 """Image files: found, decoded to uint8 [h, w, c], written, laid out in grids."""
 
 import contextlib
-import glob
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from io import BytesIO
-from itertools import takewhile
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 from uuid import uuid4
 
 import numpy as np
@@ -42,78 +39,6 @@ def find(folder: str | Path) -> list[Path]:
             "there."
         )
     return found
-
-
-class Found(NamedTuple):
-    """Image files: `base / name` for each of the names, sorted."""
-
-    base: Path
-    names: list[Path]
-
-
-def search(source: str | Path, *, apart_from: str | Path) -> Found:
-    """The image files that a path means.
-
-    Args:
-      source: an image; a folder, for all images below it; or a glob, where ** is any
-        folders. Hidden files and folders are passed over. Names are relative to the
-        image's folder, the folder, or the part of the glob before its first wildcard.
-      apart_from: a folder whose images do not count where it lies below `source`.
-
-    Raises:
-      UserError: nothing is there, or no image.
-    """
-    source, apart_from = Path(source).expanduser(), Path(apart_from).resolve()
-    if source.is_file():
-        if source.suffix.lower() not in ALL_SUFFIXES:
-            raise UserError(
-                f"{source} is none of {' '.join(ALL_SUFFIXES)}; convert it to one."
-            )
-        return Found(source.parent, [Path(source.name)])
-    if source.is_dir():
-        base, paths = source, _walk(source)
-        nothing = f"the folder {source} holds no image; put files of"
-    elif _is_wild(str(source)):
-        base = Path(*takewhile(lambda part: not _is_wild(part), source.parts))
-        if ".." in source.parts[len(base.parts) :]:
-            raise UserError(f"{source} has .. after a wildcard; write it without.")
-        paths = map(Path, glob.iglob(str(source), recursive=True))
-        nothing = f"nothing that matches {source} is an image; match files of"
-    else:
-        raise UserError(
-            f"there is nothing at {source}; give an image, a folder or a quoted glob."
-        )
-    names = {
-        path.relative_to(base)
-        for path in paths
-        if path.suffix.lower() in ALL_SUFFIXES and (path.is_file() or path.is_symlink())
-    }
-    if not base.resolve().is_relative_to(apart_from):
-        names = {
-            name
-            for name in names
-            if not (base / name).parent.resolve().is_relative_to(apart_from)
-        }
-    if not names:
-        raise UserError(f"{nothing} {' '.join(ALL_SUFFIXES)} there.")
-    return Found(base, sorted(names))
-
-
-def _is_wild(part: str) -> bool:
-    return re.search(r"[*?[]", part) is not None
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """The files below a folder but hidden ones; each folder once, also where linked."""
-    seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(here, name) for name in files if not name.startswith("."))
 
 
 @contextlib.contextmanager

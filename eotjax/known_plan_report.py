@@ -13,11 +13,11 @@ from eotjax import coupling, dataset, known_plan, moments
 from eotjax.checks import outlasts_a_step
 from eotjax.coupling import Solver
 from eotjax.data import DataSet
-from eotjax.export import Translator
 from eotjax.known_plan import KnownPlan
 from eotjax.metrics import Progress
 from eotjax.moments import Moments
 from eotjax.plan import solver
+from eotjax.translator import Translator
 
 # (first, sources [n, d], count) -> that many targets of each source, [n, count, d];
 # the sources are those from number `first` on

@@ -24,6 +24,7 @@ from eotjax import (
     evaluate,
     export,
     images,
+    judge,
     metrics,
     parallel,
     plan,
@@ -35,6 +36,7 @@ from eotjax.best import Best
 from eotjax.checkpoint import Checkpoints
 from eotjax.data import DataSet
 from eotjax.interruption import Interruption
+from eotjax.translator import Translator
 
 EXAMPLES = 8  # test sources that go into the artefact
 
@@ -91,8 +93,8 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     )
     sources = splits.test_source[: config.sampling.grid]
 
-    def translator() -> export.Translator:
-        return export.Translator(config, shape, state.ema_params, sample)
+    def translator() -> Translator:
+        return Translator(config, shape, state.ema_params, sample)
 
     def save(name: str, done: int) -> None:
         export.save(
@@ -107,11 +109,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
 
     best = None
     if config.data.kind != "known_plan" and min(map(len, splits[2:4])) > 1:
-        score = evaluate.selection(translator(), splits)
+        score = judge.selection(translator(), splits)
         before = metrics.history(workdir / metrics.SCORES, "frechet").values()
         best = Best(score, lambda done: save("best", done), before)
 
-    def judge(done: int) -> None:
+    def show(done: int) -> None:
         """Shows some translations, and keeps the parameters if they are the best."""
         if best is not None:
             scores = {"frechet": best.offer(done, translator())}
@@ -146,7 +148,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             stop = interruption.agreed(done) and not last
             if (done % config.sample_every == 0 or last) and not stop:
                 log.flush()
-                judge(done)
+                show(done)
             if done % config.checkpoint.every == 0 or last or stop:
                 log.flush()  # saving waits for the device anyway
                 checkpoints.save(done, state)
@@ -193,12 +195,12 @@ def plan_figures(workdir: Path, config: ConfigDict) -> dict[str, float]:
     return {"epsilon": config.coupling.epsilon, **last}
 
 
-def examples(translator: export.Translator, splits: DataSet) -> dict[str, np.ndarray]:
+def examples(translator: Translator, splits: DataSet) -> dict[str, np.ndarray]:
     """A few test sources of each direction, for the artefact; none of vectors."""
     if len(translator.shape) == 1:
         return {}
     return {
-        way: evaluate.turned(splits, way).test_source[:EXAMPLES]
+        way: judge.turned(splits, way).test_source[:EXAMPLES]
         for way in translator.directions
     }
 

@@ -7,7 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import os
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -18,11 +18,13 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from eotjax import command, export, images
+from eotjax import command, export, files, images
 from eotjax.checks import choose
 from eotjax.errors import UserError
+from eotjax.files import Job
 from eotjax.images import AnySize, Pixels
 from eotjax.metrics import Progress
+from eotjax.translator import DIRECTIONS, Translator
 
 FITS = ("crop", "pad", "stretch", "full")
 FORMATS = tuple(suffix.removeprefix(".") for suffix in images.ALL_SUFFIXES)
@@ -32,13 +34,6 @@ INTERRUPTED = 130  # what a shell reports for a process that ended on Ctrl-C
 
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-class Job(NamedTuple):
-    """An image and the files that its translations go to, one a sample."""
-
-    source: Path
-    targets: list[Path]
 
 
 # A job's samples, or what is wrong with its image.
@@ -53,83 +48,11 @@ class Outcome(NamedTuple):
     broken: list[str]
 
 
-def plan(
-    source: str | Path,
-    output: str | Path,
-    *,
-    num_samples: int = 1,
-    format: str | None = None,
-) -> list[Job]:
-    """What is to be translated and where to; reads no image and writes nothing.
-
-    Args:
-      source: an image, a folder or a glob; see `images.search`.
-      output: the folder that the names below `source` are kept in.
-      num_samples: with more than one the names end in _0, _1, ...
-      format: of all files (png, jpg, ...); None for each image's own. Two images of
-        one name, such as a.jpg and a.png, then become a.jpg.png and a.png.png.
-
-    Raises:
-      UserError: there is no image, a file cannot be written in its format, or a
-        translation would be written over an image or over another translation.
-    """
-    output = Path(output).expanduser()
-    base, names = images.search(source, apart_from=output)
-    if output.is_file():
-        raise UserError(f"the output {output} is a file; give a folder.")
-    if output.exists() and output.samefile(base):
-        raise UserError(
-            f"the output is the folder of the images, {output}; give another one."
-        )
-
-    ending = f".{format}"
-    if format is not None:
-        images.format_of(ending)
-    plain = [name.with_suffix(ending) if format else name for name in names]
-    count = Counter(plain)
-    jobs = []
-    for name, new in zip(names, plain, strict=True):
-        if count[new] > 1:
-            new = name.with_name(name.name + ending)
-        numbers = [f"_{k}" for k in range(num_samples)] if num_samples > 1 else [""]
-        targets = [output / new.with_stem(new.stem + number) for number in numbers]
-        jobs.append(Job(base / name, targets))
-    _check_targets(jobs)
-    return jobs
-
-
-def _check_targets(jobs: list[Job]) -> None:
-    """Raises UserError where a file cannot be written, or over another one."""
-    for suffix in sorted({target.suffix for job in jobs for target in job.targets}):
-        images.format_of(suffix)
-    sources = {job.source.resolve() for job in jobs}
-    owners: dict[Path, Path] = {}
-    for source, targets in jobs:
-        for target in targets:
-            other = owners.setdefault(target, source)
-            if other != source:
-                raise UserError(
-                    f"{other} and {source} would both be written to {target}; rename "
-                    "one of them."
-                )
-            if target.resolve() in sources:
-                raise UserError(
-                    f"the translation of {source} would be written over the image "
-                    f"{target}; give another folder for the output."
-                )
-    folders = {parent for target in owners for parent in target.parents}
-    for target in sorted(folders & set(owners)):
-        raise UserError(
-            f"{target} would be the translation of {owners[target]} and a folder; "
-            "rename one of them."
-        )
-
-
 @dataclasses.dataclass(frozen=True)
 class Task:
     """How images are read and translated; see `translate_files`."""
 
-    translator: export.Translator
+    translator: Translator
     seed: int
     num_samples: int
     direction: str
@@ -179,7 +102,7 @@ class Task:
 
 
 def translate_files(
-    translator: export.Translator,
+    translator: Translator,
     source: str | Path,
     output: str | Path,
     *,
@@ -197,8 +120,8 @@ def translate_files(
 
     Args:
       translator: of images.
-      source: an image, a folder or a glob; see `images.search`.
-      output: a folder; `plan` tells the names in it.
+      source: an image, a folder or a glob; see `files.search`.
+      output: a folder; `files.plan` tells the names in it.
       seed: another one gives other translations.
       num_samples: translations of each image.
       direction: forward, from source to target, or backward.
@@ -208,8 +131,8 @@ def translate_files(
       overwrite: translate again what was translated before.
 
     Raises:
-      UserError: the translator is for vectors, `fit` is unknown, or as `plan` and the
-        translator say.
+      UserError: the translator is for vectors, `fit` is unknown, or as `files.plan`
+        and the translator say.
     """
     if len(translator.shape) != 3:
         raise UserError(
@@ -218,7 +141,7 @@ def translate_files(
     known = {name: name for name in FITS}
     way = choose(known, translator.config.data.fit if fit is None else fit, "fit")
     task = Task(translator, seed, num_samples, direction, way)
-    jobs = plan(source, output, num_samples=num_samples, format=format)
+    jobs = files.plan(source, output, num_samples=num_samples, format=format)
     targets = [target for job in jobs for target in job.targets]
     kept = [] if overwrite else [target for target in targets if target.is_file()]
     wanted = set(targets).difference(kept)
@@ -288,7 +211,9 @@ def _translations(
 
 
 def _translated(
-    task: Task, chunk: list[tuple[Job, AnySize]], counts: dict[tuple[int, ...], int]
+    task: Task,
+    chunk: list[tuple[Job, AnySize]],
+    counts: dict[tuple[int, ...], int],
 ) -> Iterator[Result]:
     """A chunk's results, size by size.
 
@@ -369,7 +294,7 @@ def run() -> int:
     add("--output", required=True, help="a folder for the translations")
     add("--seed", type=int, default=0, help="another one, other draws")
     add("--num_samples", type=int, default=1, help="of each image")
-    add("--direction", choices=export.DIRECTIONS, default="forward")
+    add("--direction", choices=DIRECTIONS, default="forward")
     add(
         "--fit",
         choices=FITS,
@@ -393,7 +318,7 @@ def run() -> int:
         "num_samples": arguments.num_samples,
         "format": arguments.format,
     }
-    plan(**shared)  # refuses before the model is loaded
+    files.plan(**shared)  # refuses before the model is loaded
     try:
         written, kept, broken = translate_files(
             export.load_named(arguments),

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import eotjax
-from eotjax import demo, export, images
+from eotjax import demo, images
 from eotjax.errors import UserError
 
 gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")
@@ -64,13 +64,13 @@ def test_sampling_is_changed_as_on_the_command_line(trained, translator, pixels)
 
 
 def test_what_was_compiled_is_kept(translator, pixels, monkeypatch):
-    made, using = [], export.Translator.using
+    made, using = [], eotjax.Translator.using
 
     def spy(self, **sampling):
         made.append(sampling)
         return using(self, **sampling)
 
-    monkeypatch.setattr(export.Translator, "using", spy)
+    monkeypatch.setattr(eotjax.Translator, "using", spy)
     for _ in range(2):
         demo.translate(translator, pixels, count=1, solver="ddim", steps=1)
         demo.translate(translator, pixels, count=1, steps=1, solver="ddim")
@@ -96,7 +96,7 @@ def test_what_does_not_fit_is_told(translator, pixels, options, said):
 
 
 def test_an_image_is_fitted_as_the_config_says(smoke, tmp_path):
-    padding = export.Translator(
+    padding = eotjax.Translator(
         smoke(data__fit="pad"), (16, 16, 3), {}, lambda *_: None
     )
     exif = Image.Exif()
@@ -150,7 +150,7 @@ def test_direction_and_guidance_are_shown_where_trained(trained, smoke):
         sampling__steps=500,
         sampling__guidance=2.5,
     )
-    both = export.Translator(config, (16, 16, 3), {}, lambda *_: None)
+    both = eotjax.Translator(config, (16, 16, 3), {}, lambda *_: None)
     found = components(demo.page(trained / "export", both))
     assert found["Direction"]["visible"] and found["Guidance"]["visible"]
     assert found["Direction"]["choices"] == [
@@ -162,7 +162,7 @@ def test_direction_and_guidance_are_shown_where_trained(trained, smoke):
 
 
 def test_vectors_are_refused(vectors, tmp_path):
-    translator = export.Translator(vectors(), (3,), {}, lambda *_: None)
+    translator = eotjax.Translator(vectors(), (3,), {}, lambda *_: None)
     with pytest.raises(UserError, match="vectors, not images"):
         demo.page(tmp_path, translator)
 

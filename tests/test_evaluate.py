@@ -10,7 +10,7 @@ import scipy.linalg
 import scipy.spatial
 
 import eotjax
-from eotjax import cost_space, dataset, evaluate, measures
+from eotjax import cost_space, dataset, evaluate, judge, measures
 
 RNG = np.random.default_rng(0)
 
@@ -115,7 +115,7 @@ def digits():
 
 def test_the_classifier_knows_threes_from_twos_whatever_their_tint(digits):
     _, splits = digits
-    classify = evaluate.classifier("digits", splits, "forward")
+    classify = judge.classifier("digits", splits, "forward")
     twos, threes = (
         np.float32(x / 127.5 - 1) for x in (splits.test_source, splits.test_target)
     )
@@ -125,7 +125,7 @@ def test_the_classifier_knows_threes_from_twos_whatever_their_tint(digits):
 
 def test_the_classifier_of_other_data_tells_target_from_source(digits):
     _, splits = digits
-    classify = evaluate.classifier("folder", splits, "forward")
+    classify = judge.classifier("folder", splits, "forward")
     assert classify(np.float32(splits.test_target / 127.5 - 1)) > 0.95
     assert classify(np.float32(splits.test_source / 127.5 - 1)) < 0.05
 
@@ -186,7 +186,7 @@ def test_images_that_are_cropped_in_training_are_evaluated_at_their_size(
     smoke, image_folder, tmp_path
 ):
     """The training images, larger by a margin, give the independent answers."""
-    from eotjax import build, export, parallel
+    from eotjax import build, parallel
 
     config = smoke(
         data__kind="folder",
@@ -198,7 +198,7 @@ def test_images_that_are_cropped_in_training_are_evaluated_at_their_size(
     )
     splits = dataset.load(config)
 
-    class Same(export.Translator):
+    class Same(eotjax.Translator):
         def __call__(self, source, **_):
             return source
 

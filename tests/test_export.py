@@ -42,7 +42,7 @@ def untrained(config, shape=(16, 16, 3), seed=0):
     )
     params = jax.device_put(params, parallel.replicated(mesh))
     sample = build.sampling(config, shape, mesh)
-    return export.Translator(config, shape, params, sample), params
+    return eotjax.Translator(config, shape, params, sample), params
 
 
 def test_a_loaded_translator_is_the_one_that_was_saved(smoke, tmp_path):

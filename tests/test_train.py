@@ -17,7 +17,6 @@ import eotjax
 from eotjax import (
     build,
     dataset,
-    evaluate,
     export,
     parallel,
     plan,
@@ -104,9 +103,7 @@ def test_a_run_keeps_its_best_step(trained, smoke):
 
 def test_the_best_step_is_the_one_of_the_lowest_score(smoke, tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(
-        evaluate, "selection", lambda *_: lambda translator: next(values)
-    )
+    monkeypatch.setattr(judge, "selection", lambda *_: lambda translator: next(values))
     assert train.train(smoke(steps=6, sample_every=2), tmp_path)
     assert [line["frechet"] for line in lines(tmp_path, "scores")] == [3.0, 1.0, 2.0]
     steps = [export.describe(tmp_path / name)["step"] for name in ("best", "export")]

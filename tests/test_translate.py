@@ -14,7 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 import eotjax
-from eotjax import export, images, translate
+from eotjax import images, translate
 from eotjax.errors import UserError
 from eotjax.translate import translate_files
 
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(0)
 PHOTOS = ROOT.parent / "shared" / "data" / "photo2monet_256" / "testA"
 
 
-class Negative(export.Translator):
+class Negative(eotjax.Translator):
     """Stands for a model: sample k of an image is its negative, less k."""
 
     def __init__(self, config, multiple=4):
@@ -335,7 +335,7 @@ def test_the_command_says_that_it_was_interrupted(
         raise KeyboardInterrupt
 
     write_images(tmp_path / "in", 1, size=(16, 16))
-    monkeypatch.setattr(export.Translator, "__call__", interrupt)
+    monkeypatch.setattr(eotjax.Translator, "__call__", interrupt)
     status, said = run(tmp_path / "in", tmp_path / "out")
     assert status == 130 and "goes on" in said
 
@@ -632,7 +632,7 @@ def test_a_direction_that_was_not_trained_is_refused(run, tmp_path):
 
 
 def test_a_model_of_vectors_is_refused(vectors, tmp_path):
-    translator = export.Translator(vectors(), (3,), {}, lambda *_: None)
+    translator = eotjax.Translator(vectors(), (3,), {}, lambda *_: None)
     with pytest.raises(UserError, match="vectors, not images"):
         translate_files(translator, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
