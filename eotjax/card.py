@@ -15,6 +15,12 @@ def figures(plan: Mapping[str, float]) -> str:
     return ", ".join(known) or "not recorded"
 
 
+def data_name(config: Mapping) -> str:
+    """What the data of a config is called."""
+    data = config["data"]
+    return data["name"] or Path(data["path"]).name or data["kind"]
+
+
 def text(description: Mapping, evaluation: Mapping) -> str:
     """The card, in Markdown.
 
@@ -28,7 +34,7 @@ def text(description: Mapping, evaluation: Mapping) -> str:
     )
     both = estimator["direction"] == "both"
     source, target = data["train_source"], data["train_target"]
-    name = data["name"] or (Path(data["path"]).name if data["path"] else data["kind"])
+    name = data_name(config)
     lines = [
         "---",
         f"license: {description['license']}",

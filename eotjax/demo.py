@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from eotjax import command, export, images
+from eotjax import card, command, export, images
 from eotjax.checks import require
 from eotjax.errors import UserError
-from eotjax.export import Translator
 from eotjax.images import Pixels
+from eotjax.translator import Translator
 
 MOST_IMAGES = 8
 MOST_STEPS = 200
@@ -226,11 +226,11 @@ def page(folder: str | Path, translator: Translator) -> Any:
                     visible_columns=[0],
                     examples_per_page=16,
                 ).load_input_event.then(**looking)
-        card = Path(folder, "README.md")
-        if card.exists():
+        readme = Path(folder, "README.md")
+        if readme.exists():
             with gr.Accordion("About this model", open=False):
                 front_matter = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-                gr.Markdown(front_matter.sub("", card.read_text()))
+                gr.Markdown(front_matter.sub("", readme.read_text()))
     return blocks
 
 
@@ -245,8 +245,7 @@ def _ways(translator: Translator) -> dict[str, str]:
 def _heading(description: Mapping, way: str) -> str:
     """What the page does and what the model is, in Markdown."""
     config, (height, width, _) = description["config"], description["shape"]
-    data = config["data"]
-    name = data["name"] or Path(data["path"]).name or data["kind"]
+    name = card.data_name(config)
     return (
         f"# {name}: {way}\n\nDrop an image and press **Translate**. Each answer is a "
         "draw: there are many, and none is the only right one.<br><small>This model: "
