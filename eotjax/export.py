@@ -142,7 +142,7 @@ def load(path: str | Path, /, **sampling) -> Translator:
     abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
     params = checkpoint.load_tree(path / "params", abstract)
     _check(path, "params", _digest(params), expected["params"])
-    params = jax.device_put(params, parallel.replicated(mesh))
+    params = parallel.put(params, parallel.replicated(mesh))
     return Translator(config, shape, params, build.sampling(config, shape, mesh))
 
 
