@@ -243,3 +243,62 @@ def test_the_command_evaluates_with_another_solver_into_another_folder(
     )
     assert (tmp_path / "out" / "translations.png").exists()
     assert eotjax.load(artefact).config.sampling.steps == 2
+
+
+def test_both_directions_are_exported_and_judged_each_by_its_own_targets(
+    smoke, tmp_path
+):
+    from eotjax import train
+
+    assert train.train(smoke(estimator__direction="both"), tmp_path)
+    folder = tmp_path / "export"
+    found = json.loads((folder / "evaluation.json").read_text())
+    assert found.keys() == {"forward", "backward"}
+    there, back = (found[way]["rows"] for way in ("forward", "backward"))
+    # Twos are no threes and threes no twos, but each other's targets are.
+    for rows in (there, back):
+        assert rows["identity"]["class_accuracy"] < 0.05
+        assert rows["independent"]["class_accuracy"] > 0.95
+    assert found["forward"]["settings"]["test_source"] == 176
+    assert found["backward"]["settings"]["test_source"] == 180
+    for name in ("translations", "ranked"):
+        assert (folder / f"{name}.png").exists()
+        assert (folder / f"{name}_backward.png").exists()
+    for way in ("forward", "backward"):
+        assert len(list((folder / "examples" / way).glob("*.png"))) == 8
+    assert "and back" in (folder / "README.md").read_text()
+
+
+def test_weights_add_the_measures_that_need_them(trained, digits, monkeypatch):
+    config, splits = digits
+    seen = []
+
+    def distribution(translated, target, weights):
+        seen.append((translated, target, weights))
+        return {"fid": 1.0, "kid": 2.0}
+
+    def lpips(source, translated, weights):
+        seen.append((source, translated, weights))
+        return np.array([1.0, 3.0])
+
+    monkeypatch.setattr(judge.fidelity, "distribution", distribution)
+    monkeypatch.setattr(judge.fidelity, "lpips", lpips)
+    translator = eotjax.load(trained / "export")
+    weights = judge.Weights(inception="i.pth", lpips="l.pth")
+    judging = judge.Judge(translator, splits, weights=weights)
+    row = judging.row(judging.source)
+    assert (row["fid"], row["kid"], row["lpips"]) == (1.0, 2.0, 2.0)
+    (made, wanted, inception), (source, again, file) = seen
+    np.testing.assert_array_equal(made, splits.test_source)
+    np.testing.assert_array_equal(wanted, splits.test_target)
+    np.testing.assert_array_equal(source, again)
+    assert (inception, file) == ("i.pth", "l.pth")
+
+
+def test_a_missing_file_of_weights_is_told_before_anything_is_loaded(
+    tmp_path, monkeypatch
+):
+    arguments = ["evaluate", "--export", "nowhere", "--inception", "none.pth"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(eotjax.UserError, match=r"no file none\.pth"):
+        evaluate.run()
