@@ -18,6 +18,7 @@ from eotjax import (
     build,
     dataset,
     export,
+    judge,
     parallel,
     plan,
     potentials,
