@@ -270,7 +270,7 @@ def test_both_directions_are_exported_and_judged_each_by_its_own_targets(
 
 
 def test_weights_add_the_measures_that_need_them(trained, digits, monkeypatch):
-    config, splits = digits
+    _, splits = digits
     seen = []
 
     def distribution(translated, target, weights):
