@@ -84,8 +84,10 @@ def within_batches(
             jax.vmap(lambda images, rows: images[rows])(images, rows)
             for images, rows in zip((source, target), pairs, strict=True)
         )
+        # Said again: of groups fewer than devices the network would not be cut.
         source, target = (
-            images.reshape(batch_size, *images.shape[2:]) for images in (source, target)
+            constrain(images.reshape(batch_size, *images.shape[2:]))
+            for images in (source, target)
         )
         return Drawn(source, target, stats, held)
 

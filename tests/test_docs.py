@@ -222,7 +222,8 @@ def test_the_page_of_the_configuration_is_what_its_script_writes(configuration):
 def test_the_script_runs_alone_and_changes_nothing(configuration):
     before = configuration.PAGE.read_bytes()
     try:
-        subprocess.run([sys.executable, *configuration.COMMAND.split()[1:]], cwd=ROOT)
+        command = [sys.executable, *configuration.COMMAND.split()[1:]]
+        subprocess.run(command, cwd=ROOT, check=True)
         assert configuration.PAGE.read_bytes() == before
     finally:
         configuration.PAGE.write_bytes(before)
