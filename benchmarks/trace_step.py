@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
-from eotjax import build, checks, parallel
+from eotjax import build, checks, parallel, plan
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
@@ -30,6 +30,8 @@ def main(_) -> None:
     stored = (*(n + c.crop_margin for n in c.image_size), c.channels)
     source, target = (jax.ShapeDtypeStruct((n, *stored), jnp.uint8) for n in lengths)
 
+    # Its size changes nothing here.
+    config = plan.with_epsilon(config, config.coupling.epsilon)
     training = build.training(config, shape, lengths, mesh)
     state = jax.eval_shape(training.init)
     lowered = training.step.lower(state, {"source": source, "target": target})

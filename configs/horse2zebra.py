@@ -8,8 +8,8 @@ of CycleGAN's: --config.data.name=cycle_gan/monet2photo.
 
 What it costs, from the compiled step for 8 devices (benchmarks/trace_step.py; CPU
 compiler, jax 0.10.2, bfloat16): 124.1 M parameters; 111 TFLOP a step of 64 pairs, with
-the recomputation; 2.4 GiB of state and data and 26 GiB of temporaries on each device; 8
-all-reduces, and 3 all-gathers for the one plan over all 64. At 35% of the peak of 8
+the recomputation; 2.4 GiB of state and data and 26 GiB of temporaries on each device;
+10 all-reduces, and 5 all-gathers for the one plan over all 64. At 35% of the peak of 8
 A100 that is 0.13 s a step and 7 hours in all: an estimate, no run of this size was
 made. With less memory halve batch_size and coupling.group_size.
 

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from eotjax import build, dataset, parallel, plan
 
@@ -55,6 +56,17 @@ def test_one_plan_on_eight_devices_gives_the_parameters_of_one_device(smoke):
         # Of these two what is left is rounding.
         rest = 2e-4 if name in ("plan/marginal_error", "plan/dropped_mass") else 0
         np.testing.assert_allclose(value, one_metrics[name], rtol=1e-4, atol=rest)
+
+
+@pytest.mark.parametrize("group", [8, 4, 1])
+def test_the_networks_work_is_cut_over_the_devices_whatever_the_groups(smoke, group):
+    config = smoke(coupling__group_size=group)
+
+    def flops(devices):
+        state, _, step, data = run(config, devices, steps=0)
+        return step.lower(state, data).compile().cost_analysis()["flops"]
+
+    assert flops(8) < flops(1) / 4
 
 
 def test_a_plan_on_each_device_gives_the_parameters_of_one_device(vectors):
