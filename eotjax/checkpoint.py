@@ -1,6 +1,7 @@
 """Saving and restoring a run (orbax-checkpoint; its v1 interface is used only here)."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import jax
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from eotjax import parallel
 from eotjax.errors import UserError
+
+SUMS = "SHA256SUMS"  # as sha256sum -c reads it
 
 
 @contextlib.contextmanager
@@ -69,9 +73,34 @@ class Checkpoints:
 
 
 def save_tree(path: str | Path, tree: PyTree) -> None:
-    """Writes nested dicts of arrays, replacing what is there."""
+    """Writes nested dicts of arrays and SHA256SUMS, replacing what is there."""
+    path = Path(path).absolute()
     with _told(f"write {path}", "mend that (is the disk full?) and try again."):
-        ocp.save(Path(path).absolute(), tree, overwrite=True)
+        ocp.save(path, tree, overwrite=True)
+        if parallel.is_leader():
+            lines = (f"{digest}  {name}\n" for name, digest in _digests(path).items())
+            (path / SUMS).write_text("".join(lines))
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file below a folder, but of SHA256SUMS."""
+    digests = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digests[path.relative_to(folder).as_posix()] = digest
+    return digests
+
+
+def _check_files(folder: Path) -> None:
+    """Raises ValueError where a file of `save_tree` is not as it was written."""
+    lines = (folder / SUMS).read_text().splitlines()
+    now = _digests(folder)
+    for digest, name in (line.split("  ", 1) for line in lines):
+        if name not in now:
+            raise ValueError(f"{name} is missing")
+        if now[name] != digest:
+            raise ValueError(f"{name} is damaged")
 
 
 def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
@@ -89,7 +118,8 @@ def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
     )
     path = Path(path).absolute()
     with _told(f"restore the parameters in {path}", remedy):
-        # Compared first: where one read fails, orbax abandons the others noisily.
+        # Checked first: where one read fails, orbax abandons the others noisily.
+        _check_files(path)
         stored = jax.tree.map(lambda x: tuple(x.shape), ocp.metadata(path).metadata)
         if stored != jax.tree.map(lambda x: x.shape, abstract):
             raise ValueError("they are those of another network")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -215,9 +216,8 @@ def damage(artefact, kind):
         changed = json.loads(config.read_text())
         changed["sha256"]["params"] = "0" * 64
         config.write_text(json.dumps(changed))
-    elif kind in ("a bit of the parameters", "a bit of the program"):
-        pattern = "params/**/d/*" if "parameters" in kind else "*.stablehlo"
-        file = max(artefact.glob(pattern), key=lambda path: path.stat().st_size)
+    elif kind == "a bit of the program":
+        (file,) = artefact.glob("*.stablehlo")
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
@@ -246,7 +246,6 @@ def damage(artefact, kind):
         ("old", "format 1"),
         ("no digests", "sha256"),
         ("another's parameters", "params is damaged"),
-        ("a bit of the parameters", "cannot restore|is damaged"),
         ("a bit of the program", "stablehlo is damaged"),
         ("no params", "parameters"),
     ],
@@ -267,6 +266,23 @@ def test_parameters_of_another_network_are_refused_by_the_command(artefact, comm
         f"eotjax: cannot restore the parameters in {artefact}"
     )
     assert "Traceback" not in done.stderr
+
+
+# In a process of its own: orbax leaves the other reads of a failed load behind.
+@pytest.mark.parametrize("damaged", ["a bit", "half"])
+def test_damaged_parameters_are_told_in_one_sentence(artefact, command, damaged):
+    for file in artefact.glob("params/**/d/*"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        cut = len(content) // 2 if damaged == "half" else len(content)
+        file.write_bytes(content[:cut])
+    done = command("eotjax.evaluate", f"--export={artefact}")
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert re.match(
+        rf"eotjax: cannot restore the parameters in {artefact}/params \(.+ is damaged",
+        sentence,
+    )
 
 
 WITHOUT_TENSORFLOW = """
