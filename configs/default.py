@@ -104,8 +104,8 @@ def get_config(variants: str = "") -> ConfigDict:
     c.optimizer.ema_decay = 0.999  # of the averaged parameters that are exported
 
     c.sampling = ConfigDict()
-    c.sampling.solver = "ancestral"  # or ddim, and, but for cdiffe and cmde, heun;
-    # cde: also dpmpp_2m and dpmpp_2m_sde
+    c.sampling.solver = "ancestral"  # or ddim; not for cdiffe and cmde: heun,
+    # dpmpp_2m and dpmpp_2m_sde
     c.sampling.steps = 50
     c.sampling.guidance = 1.0  # weight of the condition; else needs condition_dropout
     c.sampling.path = False  # cdiffe, cmde: the noised source follows one path

@@ -151,8 +151,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--export", required=True, help="the folder of an artefact")
     parser.add_argument(
         "--solver",
-        help="instead of the config's: ancestral, ddim; cde: dpmpp_2m, dpmpp_2m_sde, "
-        "heun; bridge: heun",
+        help="instead of the config's: ancestral, ddim; not for cdiffe and cmde: heun, "
+        "dpmpp_2m, dpmpp_2m_sde",
     )
     parser.add_argument("--steps", type=int, help="of the solver")
     parser.add_argument(

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
-from ml_collections import ConfigDict
 
 from eotjax import coupling, dataset, known_plan, moments
 from eotjax.checks import outlasts_a_step
@@ -40,8 +39,9 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
       {"rows": {name: {metric: value}}, "settings": ...}.
     """
     config = translator.config
-    judge, truth = _make_judge(config, splits), dataset.known_plan_of(config)
-    keys = _keys()
+    truth, keys = dataset.known_plan_of(config), _keys()
+    target = known_plan.target_moments(truth, keys[0])
+    judge = _make_judge(truth, target, splits)
 
     draw = jax.jit(lambda key, x: known_plan.sample(key, truth, x))
 
@@ -65,7 +65,6 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
         some = splits.test_source[:n]
         law = row_law(truth, some, keys[4], n=n, settings=solver(config))
         wanted = known_plan.conditional_moments(truth, jnp.asarray(some))
-        target = known_plan.target_moments(truth, keys[0])
         rows["rows"] = _row(target, _mixed(law), wanted, law)
     settings = {
         "sources": len(splits.test_source),
@@ -77,7 +76,9 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
 
 def judge(translator: Translator, splits: DataSet) -> dict[str, float]:
     """The model's row of `evaluate`."""
-    return _make_judge(translator.config, splits)(_of(translator), "translating")
+    truth = dataset.known_plan_of(translator.config)
+    target = known_plan.target_moments(truth, _keys()[0])
+    return _make_judge(truth, target, splits)(_of(translator), "translating")
 
 
 def _keys() -> Key[Array, "5"]:
@@ -93,12 +94,10 @@ def _of(translator: Translator) -> Sampler:
 
 
 def _make_judge(
-    config: ConfigDict, splits: DataSet
+    truth: KnownPlan, target: Moments, splits: DataSet
 ) -> Callable[[Sampler, str], dict[str, float]]:
     """Builds judge(sampler, label) -> its metrics."""
-    truth, keys = dataset.known_plan_of(config), _keys()
-    target = known_plan.target_moments(truth, keys[0])
-    many = known_plan.sample_mixture(keys[1], truth.source, OVERALL)
+    many = known_plan.sample_mixture(_keys()[1], truth.source, OVERALL)
     return partial(_judge, truth, target, splits.test_source, np.asarray(many))
 
 

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -185,11 +186,15 @@ class Log:
             )
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines; none where there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+
+
 def history(path: Path, name: str) -> dict[int, float]:
     """One of the scalars of a file of JSON lines, by step."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
-    return {line["step"]: line[name] for line in found if name in line}
+    return {line["step"]: line[name] for line in read(path) if name in line}
 
 
 def _step_of(line: str) -> float:

@@ -19,7 +19,6 @@ from eotjax import (
     card,
     checks,
     cost_space,
-    coupling,
     dataset,
     evaluate,
     export,
@@ -164,7 +163,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     evaluate.report(translator(), splits, workdir / "export")
     if parallel.is_leader():
         card.write(workdir / "export")
-    if best is not None:
+    if (workdir / "best" / "config.json").exists():
         report_best(workdir, config, splits)
     return True
 
@@ -188,11 +187,13 @@ def report_best(workdir: Path, config: ConfigDict, splits: DataSet) -> None:
 
 def plan_figures(workdir: Path, config: ConfigDict) -> dict[str, float]:
     """What the run's plans were like when it last logged, and their epsilon."""
-    names = coupling.PlanStats._fields
-    path = workdir / metrics.METRICS
-    logged = {name: metrics.history(path, f"plan/{name}") for name in names}
-    last = {name: found[max(found)] for name, found in logged.items() if found}
-    return {"epsilon": config.coupling.epsilon, **last}
+    lines = metrics.read(workdir / metrics.METRICS)
+    plans = {
+        name.removeprefix("plan/"): value
+        for name, value in (lines[-1] if lines else {}).items()
+        if name.startswith("plan/")
+    }
+    return {"epsilon": config.coupling.epsilon, **plans}
 
 
 def examples(translator: Translator, splits: DataSet) -> dict[str, np.ndarray]:

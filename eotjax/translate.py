@@ -134,14 +134,39 @@ def translate_files(
       UserError: the translator is for vectors, `fit` is unknown, or as `files.plan`
         and the translator say.
     """
+    task = make_task(
+        translator, seed=seed, num_samples=num_samples, direction=direction, fit=fit
+    )
+    jobs = files.plan(source, output, num_samples=num_samples, format=format)
+    return translate_jobs(task, jobs, output, overwrite=overwrite)
+
+
+def make_task(
+    translator: Translator,
+    *,
+    seed: int,
+    num_samples: int,
+    direction: str,
+    fit: str | None,
+) -> Task:
+    """Arguments as for `translate_files`.
+
+    Raises:
+      UserError: the translator is for vectors, or `fit` is unknown.
+    """
     if len(translator.shape) != 3:
         raise UserError(
             "this export translates vectors, not images; call eotjax.load from Python."
         )
     known = {name: name for name in FITS}
     way = choose(known, translator.config.data.fit if fit is None else fit, "fit")
-    task = Task(translator, seed, num_samples, direction, way)
-    jobs = files.plan(source, output, num_samples=num_samples, format=format)
+    return Task(translator, seed, num_samples, direction, way)
+
+
+def translate_jobs(
+    task: Task, jobs: list[Job], output: str | Path, *, overwrite: bool
+) -> Outcome:
+    """`translate_files`, of jobs that `files.plan` told."""
     targets = [target for job in jobs for target in job.targets]
     kept = [] if overwrite else [target for target in targets if target.is_file()]
     wanted = set(targets).difference(kept)
@@ -172,7 +197,7 @@ def translate_files(
                 if target in wanted:
                     future = pool.submit(_attempt, _write, target, image)
                     writing.append((target, future))
-            finish(WORKERS if task.full else task.count * num_samples)
+            finish(WORKERS if task.full else task.count * task.num_samples)
         finish(0)
         sheet = _contact_sheet(jobs, task)
     if sheet is not None:
@@ -312,21 +337,22 @@ def run() -> int:
         parser.error("--num_samples must be at least 1")
     if not 0 <= arguments.seed < 2**32:
         parser.error("--seed must be in 0 to 4294967295")
-    shared = {
-        "source": arguments.input,
-        "output": arguments.output,
-        "num_samples": arguments.num_samples,
-        "format": arguments.format,
-    }
-    files.plan(**shared)  # refuses before the model is loaded
+    jobs = files.plan(  # refuses before the model is loaded
+        arguments.input,
+        arguments.output,
+        num_samples=arguments.num_samples,
+        format=arguments.format,
+    )
     try:
-        written, kept, broken = translate_files(
+        task = make_task(
             export.load_named(arguments),
-            **shared,
             seed=arguments.seed,
+            num_samples=arguments.num_samples,
             direction=arguments.direction,
             fit=arguments.fit,
-            overwrite=arguments.overwrite,
+        )
+        written, kept, broken = translate_jobs(
+            task, jobs, arguments.output, overwrite=arguments.overwrite
         )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where it was.")

@@ -101,7 +101,8 @@ class Translator:
                 f"{' and '.join(self.directions)} only; train with "
                 "estimator.direction = 'both' for forward and backward."
             )
-        x = self._checked(np.asarray(source), any_size)
+        source = np.asarray(source)
+        x = self._checked(source, any_size)
         x = np.concatenate([x] * num_samples)
         index = np.repeat(np.arange(num_samples, dtype=np.uint32), len(source))
         way = np.full(len(x), DIRECTIONS.index(direction))

@@ -54,6 +54,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from configs import digits, npz  # noqa: E402
 from eotjax import train as training  # noqa: E402
+from eotjax.run_folder import leaves  # noqa: E402
 
 
 def changed(config, changes):
@@ -62,6 +63,11 @@ def changed(config, changes):
         *group, key = name.split("__")
         (config[group[0]] if group else config)[key] = value
     return config
+
+
+def keys_of(config):
+    """The names of a config's keys, such as data.flip."""
+    return [name for name, _ in leaves(config.to_dict())]
 
 
 def one_resolution():

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from conftest import keys_of
 from ml_collections import ConfigDict
 
 from configs import default, digits, horse2zebra, known_plan
@@ -41,14 +42,6 @@ def names():
     for file in FILES:
         own = [variant for variant in known_variants(file) if variant not in common]
         yield from (file, *(f"{file}:{variant}" for variant in [*COMBINED, *own]))
-
-
-def leaves(config, prefix=""):
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
 
 
 def abstract_data(config, name):
@@ -109,8 +102,8 @@ def test_horse2zebra_has_the_size_that_its_description_says():
 def test_every_file_has_a_description_and_only_the_keys_of_default(file):
     assert importlib.import_module(f"configs.{file}").__doc__
     for variant in ("", *known_variants(file)):
-        assert set(leaves(get_config(f"{file}:{variant}"))) == set(
-            leaves(default.get_config())
+        assert set(keys_of(get_config(f"{file}:{variant}"))) == set(
+            keys_of(default.get_config())
         )
 
 
@@ -125,7 +118,7 @@ optimizer.warmup_steps optimizer.weight_decay sampling.steps
 def test_every_key_is_explained_beside_its_default():
     source = Path(default.__file__).read_text()
     explained = set(re.findall(r"^    c\.([\w.]+) = .+  # \S+", source, re.M))
-    unexplained = set(leaves(default.get_config())) - explained
+    unexplained = set(keys_of(default.get_config())) - explained
     assert unexplained <= set(WITH_NEIGHBOURS.split())
 
 
@@ -170,7 +163,7 @@ def test_every_key_is_read_somewhere(read_keys, smoke, image_folder, tmp_path):
         dataset.aligned(smoke(coupling__cost="features"), dataset.load(smoke()))
     whole = smoke(coupling__method="whole")
     train.train(whole, tmp_path / "whole")
-    assert set(leaves(default.get_config())) - read_keys == set()
+    assert set(keys_of(default.get_config())) - read_keys == set()
 
 
 def test_reads_are_recorded_by_group_and_reader(read_keys, smoke):

@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 from absl import flags
+from conftest import keys_of
 from ml_collections import ConfigDict, config_flags
 
 from configs import default
@@ -195,14 +196,6 @@ def command_flaw(words, monkeypatch):
     return None
 
 
-def leaves(config, prefix=""):
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}"
-
-
 @pytest.fixture(scope="module")
 def configuration():
     """launch/configuration_page.py as a module."""
@@ -234,7 +227,7 @@ def test_the_page_has_every_key_with_the_value_it_has(configuration):
     found = {k.name: k.default for g in configuration.groups(source) for k in g.keys}
     config = default.get_config()
     assert list(found) == list(dict.fromkeys(found))
-    assert set(found) == set(leaves(config))
+    assert set(found) == set(keys_of(config))
     for name, written in found.items():
         value = config
         for part in name.split("."):
