@@ -184,7 +184,7 @@ def load_flax(net: nn.Module, params: dict) -> None:
 
 def flax_parameters(config: ConfigDict, shape: Shape) -> dict:
     """What eotjax's training starts from."""
-    inputs = build.inputs(build.estimator(config, shape), shape)
+    inputs = build.inputs(config, shape)
     init = jax.jit(build.network(config, shape).init)
     return init(jax.random.key(config.seed), *inputs)["params"]
 

@@ -35,7 +35,15 @@ def get_config(variants: str = "") -> ConfigDict:
     c.data.crop_margin = 0  # pixels training images are larger, for random crops
     c.data.flip = False  # mirror training images left to right at random
     c.data.tint = False  # give grey images (channels = 1) a random hue; they become RGB
+    c.data.validation = 0.0  # share of the training images held out, to choose the
+    # best step by; 0: the test images choose it, and its figures flatter
     c.data.device_gib = 4.0  # larger training sets are streamed from host or disk
+
+    c.latent = ConfigDict()  # the space of a frozen autoencoder in front of everything
+    c.latent.weights = ""  # folder, file or hub name of a TAESD; "": pixels
+    c.latent.channels = 0  # of its latents; 0: what the weights say
+    c.latent.license = ""  # of its weights, which go into the export
+    c.latent.cache = ""  # where encoded images are kept; "": the user's cache folder
 
     c.known = ConfigDict()  # known_plan: pairs whose plan is known in closed form
     c.known.dim = 16  # of the vectors
@@ -74,7 +82,9 @@ def get_config(variants: str = "") -> ConfigDict:
     c.estimator.rho = 0.5  # cmde: the condition is noised rho times as fast
     c.estimator.direction = "forward"  # both: one network for both ways of the plan
     c.estimator.condition_dropout = 0.0  # share of examples without it, for guidance
-    c.estimator.prediction = "v"  # of the network: v, noise or data; not for a bridge
+    c.estimator.prediction = "v"  # of the network: v, noise or data; a bridge has v,
+    # its drift, and data, exact at the end
+    c.estimator.moments = ()  # bridge, data: E x^2, E y^2, E x y a value; (): measured
 
     c.schedule = ConfigDict()  # of all but a bridge
     c.schedule.name = "vp_cosine"  # vp_linear, vp_cosine or ve
@@ -86,10 +96,11 @@ def get_config(variants: str = "") -> ConfigDict:
     c.schedule.sigma_max = 50.0
 
     c.model = ConfigDict()  # a UNet for images, an MLP (width, blocks) for vectors
-    c.model.width = 64  # channels at full resolution; of the MLP's layers
+    c.model.width = 64  # channels at the first level; of the MLP's layers
     c.model.multipliers = (1, 2, 2)  # of width, one a resolution, each half the last
+    c.model.patch = 1  # pixels (or latents) a side of one position at the first level
     c.model.blocks = 2  # residual blocks a resolution; of the MLP
-    c.model.attention = (16,)  # image heights with self-attention
+    c.model.attention = (16,)  # heights with self-attention, of the levels' own
     c.model.head_channels = 64  # channels of one attention head
     c.model.dropout = 0.0
     c.model.remat = False  # recompute activations: less memory, a third more time

@@ -1,22 +1,15 @@
-"""Horses to zebras, 256x256, for one host of 8 accelerators with 40 GB each.
+"""Horses to zebras at 256x256, in the latents of a tiny frozen autoencoder.
 
-python -m eotjax.main --config=configs/horse2zebra.py --workdir=RUN
+python -m eotjax.main --config=configs/horse2zebra.py --workdir=RUN \\
+  --config.latent.weights=FOLDER --config.data.path=FOLDER
 
-The data set (111 MB) is downloaded and prepared by TFDS on first use; where its server
-is out of reach, launch/prepare_cyclegan.py prepares an archive that you have. Another
-of CycleGAN's: --config.data.name=cycle_gan/monet2photo.
+data.path is a folder that holds trainA, trainB, testA and testB; without it the data set
+(111 MB) is downloaded and prepared by TFDS. latent.weights is a folder with the encoder
+and the decoder of TAEF2 (github.com/madebyollin/taesd, 5 MB); without it they come from
+the Hugging Face hub.
 
-What it costs, from the compiled step for 8 devices (benchmarks/trace_step.py; CPU
-compiler, jax 0.10.2, bfloat16): 124.1 M parameters; 111 TFLOP a step of 64 pairs, with
-the recomputation; 2.4 GiB of state and data and 26 GiB of temporaries on each device;
-10 all-reduces, and 5 all-gathers for the one plan over all 64. At 35% of the peak of 8
-A100 that is 0.13 s a step and 7 hours in all: an estimate, no run of this size was
-made. With less memory halve batch_size and coupling.group_size.
-
-The estimator is conditional denoising (cde): of the three it keeps the source best on
-digits at equal cost (docs/digits.md). :cdiffe is the conditional diffusive estimator.
-epsilon 0.01 of the mean cost gave plans of normalised entropy 0.20 between 60 horses
-and 60 paintings at 256x256. :narrow runs the same code at a size that a laptop trains.
+:pixels trains at 256x256 without an autoencoder, :cdiffe is the estimator of the
+original slides, :narrow runs the same code at a size that takes a minute or two.
 """
 
 from configs import default
@@ -24,48 +17,53 @@ from configs import default
 
 def get_config(variants: str = ""):
     c = default.get_config()
-    c.steps = 200_000
-    c.batch_size = 64
-    c.sample_every = 5_000
+    c.steps = 12_000
+    c.batch_size = 32
+    c.sample_every = 1_000
 
     c.data.kind = "tfds"
     c.data.name = "cycle_gan/horse2zebra"
     c.data.image_size = (256, 256)
-    c.data.crop_margin = 30
+    c.data.crop_margin = 32
     c.data.flip = True
 
-    c.coupling.group_size = 64
-    c.coupling.epsilon = 0.01
+    c.latent.weights = "madebyollin/taef2"
+    c.latent.license = "MIT"
 
-    c.model.width = 128
-    c.model.multipliers = (1, 1, 2, 2, 4, 4)
-    c.model.blocks = 2
-    c.model.attention = (16, 8)
-    c.model.dropout = 0.1
-    c.model.remat = True
+    c.coupling.method = "whole"
+    c.coupling.cost = "pooled"
+    c.coupling.copies = 4
+    c.coupling.entropy = 0.2
 
-    c.optimizer.learning_rate = 1e-4
-    c.optimizer.warmup_steps = 2_000
-    c.optimizer.ema_decay = 0.9999
+    c.estimator.name = "bridge"
+    c.estimator.prediction = "data"
+    c.estimator.epsilon = 1.0
 
-    c.checkpoint.every = 2_500
+    c.model.patch = 2
+    c.model.width = 64
+    c.model.multipliers = (1, 2, 3)
+    c.model.blocks = 1
+    c.model.attention = (8,)
+
+    c.optimizer.learning_rate = 1e-3
+    c.optimizer.warmup_steps = 100
+
+    c.sampling.steps = 25
+    c.sampling.batch_size = 16
+    c.checkpoint.every = 1_000
     return default.apply_variants(c, variants, {"narrow": narrow})
 
 
 def narrow(c) -> None:
-    """The same code path at a size that a laptop trains."""
-    c.steps = 300
-    c.batch_size = c.coupling.group_size = 8
-    c.log_every, c.sample_every, c.checkpoint.every = 10, 100, 100
+    """The same code path in a minute or two."""
+    c.steps = 20
+    c.batch_size = 8
+    c.log_every, c.sample_every, c.checkpoint.every = 10, 10, 10
     c.data.image_size = (64, 64)
-    c.data.crop_margin = 8
+    c.data.crop_margin = 0
+    c.coupling.copies = 1
+    c.coupling.pool = 2
     c.model.width = 16
-    c.model.multipliers = (1, 2, 2, 4)
-    c.model.blocks = 1
-    c.model.attention = (8,)
-    c.model.head_channels = 16
-    c.model.remat = False
-    c.optimizer.learning_rate = 1e-3
-    c.optimizer.warmup_steps = 20
-    c.optimizer.ema_decay = 0.99
-    c.sampling.steps, c.sampling.batch_size = 20, 16
+    c.model.multipliers = (1, 2)
+    c.model.attention = ()
+    c.sampling.steps, c.sampling.batch_size, c.sampling.grid = 4, 8, 8

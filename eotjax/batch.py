@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
 from eotjax.data import Domain, Lazy
 
-Stored = Num[Array, "n ..."]  # uint8 [n, h, w, c] or float32 [n, d]
+# uint8 [n, h, w, c], float16 [n, views, h, w, c] (latents) or float32 [n, d]
+Stored = Num[Array, "n ..."]
 Data = dict[str, Array]  # what pairs are drawn from: see `pairing`
 # (key, stored [b, ...], ids [b]) -> [b, ...]: with one key, equal ids are equal views.
 View = Callable[[Key[Array, ""], Stored, Int[Array, "b"]], Float[Array, "b ..."]]
@@ -58,18 +59,8 @@ def augment(
 
     Image i depends on keys[i] alone: the same key gives the same view of it.
     """
-    key_top, key_left, key_flip, key_hue = jax.vmap(
-        lambda key: jax.random.split(key, 4), out_axes=1
-    )(keys)
-    height, width, channels = stored.shape[1:]
-    if (height, width) != size:
-
-        def crop(key_top, key_left, image):
-            top = jax.random.randint(key_top, (), 0, height - size[0] + 1)
-            left = jax.random.randint(key_left, (), 0, width - size[1] + 1)
-            return jax.lax.dynamic_slice(image, (top, left, 0), (*size, channels))
-
-        stored = jax.vmap(crop)(key_top, key_left, stored)
+    key_top, key_left, key_flip, key_hue = split(keys)
+    stored = crop(key_top, key_left, stored, size)
     if flip:
         mirrored = jax.vmap(jax.random.bernoulli)(key_flip)[:, None, None, None]
         stored = jnp.where(mirrored, stored[:, :, ::-1], stored)
@@ -77,11 +68,49 @@ def augment(
     return tint(image, jax.vmap(jax.random.uniform)(key_hue)) if tinted else image
 
 
+def split(keys: Key[Array, "b"]) -> Key[Array, "4 b"]:
+    """The keys of an image's top, left, mirroring and hue."""
+    return jax.vmap(lambda key: jax.random.split(key, 4), out_axes=1)(keys)
+
+
+def crop(
+    key_top: Key[Array, "b"],
+    key_left: Key[Array, "b"],
+    stored: Num[Array, "b h_stored w_stored c"],
+    size: tuple[int, int],
+) -> Num[Array, "b h w c"]:
+    """A window of `size` (height, width) out of each image, at random."""
+    height, width, channels = stored.shape[1:]
+    if (height, width) == size:
+        return stored
+
+    def one(key_top, key_left, image):
+        top = jax.random.randint(key_top, (), 0, height - size[0] + 1)
+        left = jax.random.randint(key_left, (), 0, width - size[1] + 1)
+        return jax.lax.dynamic_slice(image, (top, left, 0), (*size, channels))
+
+    return jax.vmap(one)(key_top, key_left, stored)
+
+
+def choose_latents(
+    keys: Key[Array, "b"],
+    stored: Num[Array, "b views h_stored w_stored c"],
+    *,
+    size: tuple[int, int],
+) -> Float[Array, "b h w c"]:
+    """One of each image's views at random, cropped to `size`: as `augment`."""
+    key_top, key_left, key_view, _ = split(keys)
+    count = stored.shape[1]
+    view = jax.vmap(lambda key: jax.random.randint(key, (), 0, count))(key_view)
+    chosen = jax.vmap(lambda views, index: views[index])(stored, view)
+    return crop(key_top, key_left, chosen, size).astype(jnp.float32)
+
+
 def make_view(*, size: tuple[int, int], flip: bool, tinted: bool) -> View:
-    """Builds view(key, stored, ids): stored images or vectors as training sees them.
+    """Builds view(key, stored, ids): images, latents or vectors as training sees them.
 
     Args:
-      size: (height, width) of an image; unused for vectors.
+      size: (height, width) of an image or its latents; unused for vectors.
       flip: mirror images left to right at random.
       tinted: give grey images a random hue.
     """
@@ -90,6 +119,8 @@ def make_view(*, size: tuple[int, int], flip: bool, tinted: bool) -> View:
         if stored.ndim == 2:
             return stored
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, ids)
+        if stored.ndim == 5:
+            return choose_latents(keys, stored, size=size)
         return augment(keys, stored, size=size, flip=flip, tinted=tinted)
 
     return view

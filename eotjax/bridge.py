@@ -9,6 +9,8 @@ arXiv 2303.16852, proposition 2 and theorem 8).
 """
 
 import dataclasses
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +84,56 @@ def denser_to_both_ends(steps: int) -> Times:
     return jnp.sin(jnp.linspace(0, jnp.pi / 2, steps + 1)) ** 2
 
 
+class Preconditioning(NamedTuple):
+    """E[y | x_t] = skip x_t + sqrt(1 - t) out F, of a network F that sees x_t / scale.
+
+    With keep = (1 - t skip) / (1 - t), which has a limit at t = 1.
+    """
+
+    skip: Array
+    keep: Array
+    out: Array
+    scale: Array
+
+
+class PairMoments(NamedTuple):
+    """Second moments of a plan's pairs about zero, mean over the coordinates."""
+
+    source: float = 1.0
+    target: float = 1.0
+    cross: float = 0.0
+
+
+def drift(epsilon: float, t: Array) -> Preconditioning:
+    """The network predicts the drift, (y - x_t) / (1 - t), at about unit scale."""
+    return Preconditioning(
+        skip=jnp.ones_like(t),
+        keep=jnp.ones_like(t),
+        out=jnp.sqrt(1 - t + epsilon * t),
+        scale=jnp.sqrt(1 + epsilon * t * (1 - t)),
+    )
+
+
+def clean_data(epsilon: float, moments: PairMoments, t: Array) -> Preconditioning:
+    """The network predicts what the best linear guess at y leaves, at unit scale.
+
+    Karras et al. 2022, table 1 and appendix B.6, for bridges (Zhou et al. 2023, arXiv
+    2309.16948): inputs and outputs have unit variance at all times, and at t = 1 the
+    prediction is x_t itself, whatever the network says.
+    """
+    source, target, cross = moments
+    left, blurred = 1 - t, cross + epsilon
+    variance = left**2 * source + t * left * (cross + blurred) + t**2 * target
+    # Var(y) - Cov(y, x_t)^2 / Var(x_t) = left rest / variance.
+    rest = left * (source * target - cross**2) + t * epsilon * target
+    return Preconditioning(
+        skip=(left * cross + t * target) / variance,
+        keep=(left * source + t * blurred) / variance,
+        out=jnp.sqrt(rest / variance),
+        scale=jnp.sqrt(variance),
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Bridge:
     """The drift of the bridge between sources and targets.
@@ -89,11 +141,14 @@ class Bridge:
     Attributes:
       epsilon: variance of the Brownian motion over unit time, in every coordinate: a
         pixel's noise is largest half-way, of variance epsilon / 4.
-      clip: keep predicted targets in [-1, 1], the range of images.
+      moments: of the pairs, for a network that predicts clean data; None for one that
+        predicts the drift.
+      bound: keep predicted targets in [-bound, bound]: 1 for images.
     """
 
     epsilon: float
-    clip: bool = False
+    moments: PairMoments | None = None
+    bound: float = math.inf
     images = 1  # that the network sees
 
     @property
@@ -127,20 +182,22 @@ class Bridge:
         direction: Label,
         t: Float[Array, "b"],
     ) -> Example:
-        """A point of each pair's bridge at times t, and the way that is left.
+        """A point of each pair's bridge at times t, and what the network should say.
 
-        The output is (y - x_t) / scale, computed so that it stays finite at t = 1.
+        The output is (y - skip x_t) / (sqrt(1 - t) out), computed so that it stays
+        finite at t = 1.
         """
         at = expand(t, target)
         noise = jax.random.normal(key, target.shape)
         spread = jnp.sqrt(self.epsilon * at)
         x_t = (1 - at) * source + at * target + spread * jnp.sqrt(1 - at) * noise
-        left = jnp.sqrt(1 - at) * (target - source) - spread * noise
+        skip, keep, out, scale = self._precondition(at)
+        change = jnp.sqrt(1 - at) * (keep * target - skip * source)
         return Example(
-            inputs=x_t / self._input_scale(at),
+            inputs=x_t / scale,
             t=t,
             label=direction,
-            output=left / self._relative_scale(at),
+            output=(change - skip * spread * noise) / out,
         )
 
     def sample(
@@ -155,20 +212,17 @@ class Bridge:
         """Translates `source`, one key an image, along times from 0 up to 1."""
 
         def denoise(x_t: Image, t: Time) -> Image:
-            at = jnp.full(direction.shape, t)
-            output = network(x_t / self._input_scale(t), at, direction)
-            y = x_t + jnp.sqrt(1 - t) * self._relative_scale(t) * output
-            return jnp.clip(y, -1, 1) if self.clip else y
+            skip, _, out, scale = self._precondition(t)
+            output = network(x_t / scale, jnp.full(direction.shape, t), direction)
+            y = skip * x_t + jnp.sqrt(1 - t) * out * output
+            return jnp.clip(y, -self.bound, self.bound)
 
         def step(keys: Keys, state, t: Time, s: Time):
             return sampler.follow(solver, denoise, keys, state, t, s)
 
         return sampler.integrate(step, keys, sampler.begin(source, times), times)[0]
 
-    def _input_scale(self, t: Array) -> Array:
-        """About the standard deviation of x_t, where the data's is 1."""
-        return jnp.sqrt(1 + self.epsilon * t * (1 - t))
-
-    def _relative_scale(self, t: Array) -> Array:
-        """About the standard deviation of (y - x_t) / sqrt(1 - t)."""
-        return jnp.sqrt(1 - t + self.epsilon * t)
+    def _precondition(self, t: Array) -> Preconditioning:
+        if self.moments is None:
+            return drift(self.epsilon, t)
+        return clean_data(self.epsilon, self.moments, t)

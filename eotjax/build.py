@@ -1,44 +1,65 @@
 """Turns a config into the parts that know nothing of configs."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 from ml_collections import ConfigDict
 
-from eotjax import cost_space, parallel, plan, sampler, schedule, step
-from eotjax.bridge import Bridge
+from eotjax import cost_space, latents, parallel, plan, sampler, schedule, step
+from eotjax.bridge import Bridge, PairMoments
 from eotjax.checks import Shape, choose
 from eotjax.estimators import ConditionalScore
 from eotjax.mlp import MLP
 from eotjax.unet import UNet
 
+NO_BFLOAT16 = ("T4", "V100", "P100", "GTX", "RTX 20")  # GPUs that compute it slowly
+
+
+def compute_dtype(config: ConfigDict) -> DTypeLike:
+    """Of the networks' computation: bfloat16 where the device has it, by default."""
+    dtype = config.model.dtype
+    if dtype == "auto":
+        kind = jax.devices()[0].device_kind
+        slow = jax.default_backend() == "cpu" or any(x in kind for x in NO_BFLOAT16)
+        dtype = "float32" if slow else "bfloat16"
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    return choose(dtypes, dtype, "model.dtype")
+
+
+def inner_shape(config: ConfigDict, shape: Shape) -> Shape:
+    """What diffuses: images or vectors of `shape` themselves, or their latents."""
+    if not config.latent.weights:
+        return shape
+    height, width, _ = shape
+    factor = latents.factor(config)
+    return (height // factor, width // factor, config.latent.channels)
+
 
 def network(config: ConfigDict, shape: Shape) -> MLP | UNet:
-    """The UNet for images, the MLP for vectors."""
-    c = config.model
-    backend = jax.default_backend()
-    dtype = c.dtype
-    if dtype == "auto":
-        dtype = "float32" if backend == "cpu" else "bfloat16"
-    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    """The UNet for images of `shape` or their latents, the MLP for vectors."""
+    c, shape = config.model, inner_shape(config, shape)
     shared = {
         "channels": shape[-1],
         "width": c.width,
         "blocks": c.blocks,
         "dropout": c.dropout,
-        "dtype": choose(dtypes, dtype, "model.dtype"),
+        "dtype": compute_dtype(config),
         "labels": labels(config),
     }
     if len(shape) == 1:
         return MLP(**shared)
     levels = range(len(c.multipliers))
+    heights = [shape[0] // c.patch // 2**i for i in levels]
     return UNet(
         multipliers=tuple(c.multipliers),
-        attention=tuple(i for i in levels if shape[0] // 2**i in c.attention),
+        attention=tuple(i for i in levels if heights[i] in c.attention),
+        patch=c.patch,
         head_channels=c.head_channels,
         remat=c.remat,
         **shared,
@@ -69,9 +90,11 @@ def make_schedule(config: ConfigDict) -> schedule.Schedule:
 
 def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
     """How the plan is distilled."""
-    c, is_image = config.estimator, len(shape) == 3
-    predictions = dict.fromkeys(("v", "noise", "data"))
-    choose(predictions, c.prediction, "estimator.prediction")
+    c, bound = config.estimator, math.inf
+    if len(shape) == 3:
+        bound = latents.BOUND if config.latent.weights else 1.0
+    predictions = ("v", "data") if c.name == "bridge" else ("v", "noise", "data")
+    choose(dict.fromkeys(predictions), c.prediction, "estimator.prediction")
 
     def conditional(rho: float) -> ConditionalScore:
         return ConditionalScore(
@@ -79,7 +102,7 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
             prediction=c.prediction,
             rho=rho,
             path=config.sampling.path,
-            clip=is_image,
+            bound=bound,
             condition_dropout=c.condition_dropout,
             guidance=config.sampling.guidance,
         )
@@ -90,13 +113,21 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
             "cdiffe": lambda: conditional(1.0),
             "cmde": lambda: conditional(c.rho),
             "bridge": lambda: Bridge(
-                epsilon=c.epsilon or config.coupling.epsilon, clip=is_image
+                epsilon=c.epsilon or config.coupling.epsilon,
+                moments=PairMoments(*c.moments) if c.prediction == "data" else None,
+                bound=bound,
             ),
         },
         c.name,
         "estimator.name",
     )
     return make()
+
+
+def needs_moments(config: ConfigDict) -> bool:
+    """Whether the network's scales come from the pairs' second moments."""
+    c = config.estimator
+    return c.name == "bridge" and c.prediction == "data" and not c.moments
 
 
 def optimizer(config: ConfigDict) -> step.Optimizer:
@@ -141,7 +172,7 @@ def training(
     update = optimizer(config).update
 
     def init() -> step.TrainState:
-        params = net.init(jax.random.key(config.seed), *inputs(estimate, shape))
+        params = net.init(jax.random.key(config.seed), *inputs(config, shape))
         return step.init(params["params"], update, plan.nothing_held(config, lengths))
 
     def apply(params, inputs: Array, t: Array, label: Array, key: Array) -> Any:
@@ -165,16 +196,18 @@ def training(
     )
 
 
-def inputs(estimate: step.Estimator, shape: Shape) -> tuple[Array, Array, Array]:
-    """Network inputs of the right shapes."""
+def inputs(config: ConfigDict, shape: Shape) -> tuple[Array, Array, Array]:
+    """Network inputs of the right shapes, for images or vectors of `shape`."""
+    estimate, shape = estimator(config, shape), inner_shape(config, shape)
     channels = estimate.images * shape[-1]
     return jnp.zeros((1, *shape[:-1], channels)), jnp.zeros(1), jnp.zeros(1, int)
 
 
-# (params, seed, number, direction, source) -> translations
+# (params, seed, number, direction, source) -> translations; in latents `params` is a
+# latents.Model, else the network's own.
 Sample = Callable[
     [
-        step.Params,
+        step.Params | latents.Model,
         UInt32[Array, ""],
         UInt32[Array, "b"],
         Int[Array, "b"],
@@ -194,12 +227,22 @@ def sample(config: ConfigDict, shape: Shape) -> Sample:
     solver = choose(estimate.solvers, config.sampling.solver, "sampling.solver")
     times = solver.times(config.sampling.steps)
 
-    def translate(params, seed, number, direction, source):
+    def between_points(params, keys, source, direction):
         def apply(inputs: Array, t: Array, label: Array) -> Any:
             return net.apply({"params": params}, inputs, t, label)
 
-        keys = sampler.keys_of(seed, number, source)
         return estimate.sample(apply, keys, source, direction, times, solver.step)
+
+    def between_images(model, keys, source, direction):
+        dtype = compute_dtype(config)
+        start = latents.encode(model.space, source, dtype)
+        end = between_points(model.network, keys, start, direction)
+        return latents.decode(model.space, end, dtype)
+
+    inner = between_images if config.latent.weights else between_points
+
+    def translate(params, seed, number, direction, source):
+        return inner(params, sampler.keys_of(seed, number, source), source, direction)
 
     return translate
 

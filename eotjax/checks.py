@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from eotjax import latents
 from eotjax.errors import UserError
 
 Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network sees it
@@ -56,6 +57,7 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         ("sampling.grid", c.sampling.grid),
         ("coupling.max_iterations", c.coupling.max_iterations),
         ("coupling.pool", c.coupling.pool),
+        ("model.patch", c.model.patch),
         ("coupling.components", c.coupling.components),
         ("coupling.copies", c.coupling.copies),
         ("coupling.draws", draws),
@@ -92,6 +94,13 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         dict.fromkeys(("forward", "both")), c.estimator.direction, "estimator.direction"
     )
     check_guidance(c)
+    check_latent(c)
+    validation = c.data.validation
+    require(
+        0 <= validation < 1,
+        f"data.validation is {validation}; it is the share of the training images that "
+        "are held out: in 0 to 1, 1 excluded.",
+    )
     if c.estimator.name == "bridge" and c.coupling.cost == "features":
         require(
             c.estimator.epsilon > 0,
@@ -143,6 +152,28 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     )
 
 
+def check_latent(config: ConfigDict) -> None:
+    """Raises UserError where an autoencoder is asked to encode what it cannot."""
+    if not config.latent.weights:
+        return
+    c, factor = config.data, latents.factor(config)
+    require(
+        c.channels == 3 and not c.tint,
+        "the autoencoder takes RGB images: set data.channels = 3 and data.tint = False, "
+        "or latent.weights = ''.",
+    )
+    require(
+        c.crop_margin % factor == 0,
+        f"data.crop_margin is {c.crop_margin}, but latents are cropped by whole cells; "
+        f"make it a multiple of {factor}.",
+    )
+    require(
+        all(side % factor == 0 for side in c.image_size),
+        f"data.image_size is {tuple(c.image_size)}, but latents are an eighth of the "
+        f"image's side; make both a multiple of {factor}.",
+    )
+
+
 def check_guidance(config: ConfigDict) -> None:
     """Raises UserError where sampling asks for a guidance that was not trained."""
     dropout, guidance = config.estimator.condition_dropout, config.sampling.guidance
@@ -174,20 +205,25 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
     if len(shape) == 1:
         require(not pooled, "vectors cannot be pooled; choose another coupling.cost.")
         return
-    pool = config.coupling.pool
+    factor = latents.factor(config)
+    what = f"images of {shape[0]}x{shape[1]}"
+    if factor > 1:
+        what += f" (latents of an {'eighth' if factor == 8 else factor} of that)"
+    pool = config.coupling.pool * factor
     require(
         not pooled or (shape[0] % pool == 0 and shape[1] % pool == 0),
-        f"images of {shape[0]}x{shape[1]} cannot be cut into cells of {pool}x{pool}; "
-        "set coupling.pool to a divisor of both.",
+        f"{what} cannot be cut into cells of {config.coupling.pool} a side; set "
+        "coupling.pool to a divisor of both sides.",
     )
-    halvings = len(config.model.multipliers) - 1
-    factor = 2**halvings
+    halvings, cell = len(config.model.multipliers) - 1, factor * config.model.patch
+    multiple = cell * 2**halvings
     require(
-        shape[0] % factor == 0 and shape[1] % factor == 0,
-        f"images of {shape[0]}x{shape[1]} cannot be halved {halvings} times; make "
-        f"data.image_size a multiple of {factor} or model.multipliers shorter.",
+        shape[0] % multiple == 0 and shape[1] % multiple == 0,
+        f"{what} cannot be cut into patches of {config.model.patch} a side and halved "
+        f"{halvings} times; make data.image_size a multiple of {multiple}, or "
+        "model.patch smaller or model.multipliers shorter.",
     )
-    heights = [shape[0] // 2**level for level in range(halvings + 1)]
+    heights = [shape[0] // (cell * 2**level) for level in range(halvings + 1)]
     for height in config.model.attention:
         require(
             height in heights,

@@ -1,10 +1,11 @@
 """Data sources: each gives the training and test images (or vectors) of two domains."""
 
 import dataclasses
+import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -16,15 +17,24 @@ from eotjax import images
 from eotjax.errors import UserError
 from eotjax.metrics import Progress
 
+AHEAD = 64  # images that are decoded before they are asked for
+
 Decode = Callable[[str | Path | io.BytesIO], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Lazy:
-    """A domain that is decoded image by image; `read(i)` is safe in many threads."""
+    """A domain that is decoded image by image, in many threads perhaps.
+
+    Attributes:
+      length: how many there are.
+      read: i -> image i, decoded.
+      stored: i -> the bytes that image i is decoded from.
+    """
 
     length: int
     read: Callable[[int], np.ndarray]
+    stored: Callable[[int], bytes]
 
     def __len__(self) -> int:
         return self.length
@@ -49,6 +59,7 @@ class DataSet(NamedTuple):
     """Both domains as they are used: training lazily, perhaps, testing in memory.
 
     `resident` tells that the training arrays are small enough for the device's memory.
+    The validation sets are cut from the training sets, and empty where none is wanted.
     """
 
     train_source: Domain
@@ -56,6 +67,8 @@ class DataSet(NamedTuple):
     test_source: np.ndarray
     test_target: np.ndarray
     resident: bool
+    valid_source: np.ndarray = np.empty(0)
+    valid_target: np.ndarray = np.empty(0)
 
 
 def read_all(domain: Domain, label: str) -> np.ndarray:
@@ -66,6 +79,22 @@ def read_all(domain: Domain, label: str) -> np.ndarray:
     """
     if isinstance(domain, np.ndarray):
         return domain
+    images = list(each(domain, f"decoding {label}"))
+    return np.stack(images) if images else np.empty(0)
+
+
+def each(domain: Domain, label: str) -> Iterator[np.ndarray]:
+    """A domain's images in turn, decoded ahead in parallel, with progress.
+
+    Raises:
+      UserError: after the last one, where some are broken; names up to five of them.
+    """
+    progress = Progress(label, len(domain), "images")
+    if isinstance(domain, np.ndarray):
+        for image in domain:
+            yield image
+            progress.update(1)
+        return
 
     def read(index: int) -> np.ndarray | UserError:
         try:
@@ -73,20 +102,42 @@ def read_all(domain: Domain, label: str) -> np.ndarray:
         except UserError as error:
             return error
 
-    progress = Progress(f"decoding {label}", len(domain), "images")
-    decoded: list[np.ndarray] = []
     broken: list[UserError] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for image in pool.map(read, range(len(domain))):
-            if isinstance(image, UserError):
-                broken.append(image)
-            else:
-                decoded.append(image)
-            progress.update(1)
+        for start in range(0, len(domain), AHEAD):  # not all are kept at once
+            for image in pool.map(read, range(start, min(start + AHEAD, len(domain)))):
+                if isinstance(image, UserError):
+                    broken.append(image)
+                else:
+                    yield image
+                progress.update(1)
     if broken:
         names = " ".join(str(error) for error in broken[:5])
         raise UserError(f"{len(broken)} of {len(domain)} images are broken: {names}")
-    return np.stack(decoded)
+
+
+def take(domain: Domain, index: np.ndarray) -> Domain:
+    """The part of a domain that `index` names, in its order."""
+    if isinstance(domain, np.ndarray):
+        return domain[index]
+    return Lazy(
+        len(index),
+        lambda i: domain.read(int(index[i])),
+        lambda i: domain.stored(int(index[i])),
+    )
+
+
+def fingerprint(domain: Domain) -> bytes:
+    """A digest of what a domain's images are made of, and of their order."""
+    digest = hashlib.sha256()
+    if isinstance(domain, np.ndarray):
+        digest.update(f"{domain.dtype} {domain.shape}".encode())
+        for part in domain:
+            digest.update(part.tobytes())
+    else:
+        for index in range(len(domain)):
+            digest.update(hashlib.sha256(domain.stored(index)).digest())
+    return digest.digest()
 
 
 def sample(domain: Domain, count: int) -> np.ndarray:
@@ -148,7 +199,11 @@ def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Lazy]:
 
     def split(name: str, decode_one: Decode) -> Lazy:
         paths = images.find(Path(path) / name)
-        return Lazy(len(paths), lambda index: decode_one(paths[index]))
+        return Lazy(
+            len(paths),
+            lambda index: decode_one(paths[index]),
+            lambda index: paths[index].read_bytes(),
+        )
 
     return Four(*map(split, names, decode))
 
@@ -198,6 +253,7 @@ def tfds(
         return Lazy(
             len(records),
             lambda index: decode_one(io.BytesIO(records[index]["image"])),
+            lambda index: records[index]["image"],
         )
 
     return Four(*map(split, names, decode))

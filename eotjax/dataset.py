@@ -1,6 +1,7 @@
 """The data set that a config describes, loaded."""
 
 from functools import partial
+from pathlib import Path
 from typing import get_args
 
 import jax
@@ -39,7 +40,8 @@ def load(config: ConfigDict) -> DataSet:
             "npz": lambda: data.npz(c.path, names),
             "known_plan": lambda: known_plan_splits(config),
         },
-        c.kind,
+        # A set of TFDS may also lie there as the folders it is made from.
+        "folder" if c.kind == "tfds" and Path(c.path, names[0]).is_dir() else c.kind,
         "data.kind",
     )
     splits = load()
@@ -47,23 +49,52 @@ def load(config: ConfigDict) -> DataSet:
     if isinstance(splits.train_source, np.ndarray):
         check_arrays(config, splits.train_source)
 
+    cut = [
+        cut_validation(domain, c.validation, name)
+        for domain, name in zip(splits[:2], names[:2], strict=True)
+    ]
+    train = [kept for kept, _ in cut]
     one = np.prod((*stored, c.channels))  # bytes
-    if isinstance(splits.train_source, np.ndarray):
-        one = splits.train_source[0].nbytes
-    count = len(splits.train_source) + len(splits.train_target)
-    resident = bool(one * count <= c.device_gib * 2**30)
-    if resident:
-        splits = splits._replace(
-            train_source=data.read_all(splits.train_source, names.train_source),
-            train_target=data.read_all(splits.train_target, names.train_target),
-        )
-    test_source = data.read_all(splits.test_source, names.test_source)
-    test_target = data.read_all(splits.test_target, names.test_target)
+    if isinstance(train[0], np.ndarray):
+        one = train[0][0].nbytes
+    resident = bool(one * sum(map(len, train)) <= c.device_gib * 2**30)
+    if resident and not config.latent.weights:  # latents have files of their own
+        train = list(map(data.read_all, train, names[:2]))
+    held_out = [held for _, held in cut]
+    valid = [centred(x, size) for x in map(data.read_all, held_out, names[:2])]
+    test = list(map(data.read_all, splits[2:], names[2:]))
     if c.tint:
-        test_source, test_target = tint_test(test_source), tint_test(test_target)
-    return DataSet(
-        splits.train_source, splits.train_target, test_source, test_target, resident
-    )
+        valid, test = list(map(tint_test, valid)), list(map(tint_test, test))
+    return DataSet(train[0], train[1], test[0], test[1], resident, *valid)
+
+
+def centred(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Stored training images as test images are; vectors as they are."""
+    return images.centre(x, size) if x.ndim == 4 else x
+
+
+def cut_validation(
+    domain: data.Domain, share: float, name: str
+) -> tuple[data.Domain, data.Domain]:
+    """A training set without a share of its images, evenly spread, and these.
+
+    Raises:
+      UserError: the share is less than two images.
+    """
+    held = validation_rows(len(domain), share)
+    if share and len(held) < 2:
+        raise UserError(
+            f"data.validation {share} of the {len(domain)} images in {name} are "
+            f"{len(held)}; it takes two or more: raise it, or set it to 0."
+        )
+    kept = np.delete(np.arange(len(domain)), held)
+    return data.take(domain, kept), data.take(domain, held)
+
+
+def validation_rows(count: int, share: float) -> np.ndarray:
+    """Which of `count` images are for validation."""
+    number = round(share * count)
+    return ((np.arange(number) + 0.5) * count / max(number, 1)).astype(int)
 
 
 def aligned(config: ConfigDict, splits: DataSet) -> dict[str, data.Domain]:
@@ -79,13 +110,15 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, data.Domain]:
     names = Four(*[config.data.train_source, config.data.train_target] * 2)
     found = data.npz(c.features, names, key="coupling.features")
     for side, features in zip(("source", "target"), found[:2], strict=True):
-        if features.ndim != 2 or len(features) != len(sets[side]):
+        held = validation_rows(len(features), config.data.validation)
+        if features.ndim != 2 or len(features) - len(held) != len(sets[side]):
             raise UserError(
-                f"{c.features} has features {features.shape} for the {side} set of "
-                f"{len(sets[side])}; give float32 [n, d], one row for each image in "
-                "the order of its file names."
+                f"{c.features} has features {features.shape} for the {side} set, of "
+                f"whose images {len(sets[side])} are trained on (and a share of "
+                f"{config.data.validation} held out); give float32 [n, d], one row for "
+                "each image in the order of its file names."
             )
-        sets[f"{side}_points"] = features
+        sets[f"{side}_points"] = np.delete(features, held, axis=0)
     return sets
 
 

@@ -5,6 +5,7 @@ and runs the sampler that belongs to it.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class ConditionalScore:
       rho: the speed of the condition, in [0, 1].
       path: in sampling, let x_t follow one backward path p(x_s | x_t, x) (the paper's
         `use_path`) instead of drawing it afresh from p(x_t | x) at every step.
-      clip: keep denoised targets in [-1, 1], the range of images.
+      bound: keep denoised targets in [-bound, bound]: 1 for images.
       condition_dropout: share of the examples whose condition is left out.
       guidance: weight w of the condition in sampling: E[y | y_t] + w (E[y | y_t, x_t] -
         E[y | y_t]) (Ho & Salimans 2022); other than 1 it needs condition_dropout.
@@ -60,7 +61,7 @@ class ConditionalScore:
     prediction: Prediction
     rho: float
     path: bool = False
-    clip: bool = False
+    bound: float = math.inf
     condition_dropout: float = 0.0
     guidance: float = 1.0
     images = 2  # that the network sees, side by side in the channels
@@ -192,7 +193,7 @@ class ConditionalScore:
         if self.guidance != 1:
             free = data(jnp.zeros_like(x_t), direction + 2)
             y = free + self.guidance * (y - free)
-        return jnp.clip(y, -1, 1) if self.clip else y
+        return jnp.clip(y, -self.bound, self.bound)
 
 
 def both_ways(source: Image, target: Image) -> tuple[Image, Image, Label]:

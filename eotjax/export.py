@@ -11,12 +11,13 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from eotjax import build, checkpoint, images, parallel, stablehlo
+from eotjax import build, checkpoint, images, latents, parallel, stablehlo
 from eotjax.checks import Shape, require
 from eotjax.errors import UserError
 from eotjax.translator import Translator, with_sampling
 
-FORMAT = 2
+FORMAT = 3
+SPACE = "autoencoder.npz"
 CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
 
 
@@ -32,12 +33,14 @@ def save(
 ) -> None:
     """Writes config.json, params/ (orbax), translate.stablehlo and examples/.
 
+    In latents also autoencoder.npz: an artefact needs nothing beside it.
+
     Args:
       path: of its folder.
       config: of the run.
       shape: of one image or vector.
       step: that the parameters are from.
-      params: the averaged ones.
+      params: the averaged ones, or in latents a latents.Model of them.
       plan: what the run's plans were like, by name.
       examples: some sources of each direction, uint8 [n, *shape].
     """
@@ -45,12 +48,17 @@ def save(
     path.mkdir(parents=True, exist_ok=True)
     # Until it is written anew the artefact is none.
     (path / "config.json").unlink(missing_ok=True)
-    checkpoint.save_tree(path / "params", params)
+    network = params.network if isinstance(params, latents.Model) else params
+    checkpoint.save_tree(path / "params", network)
     if not parallel.is_leader():
         return
-    params = jax.device_get(params)
+    params, network = jax.device_get((params, network))
     program = stablehlo.serialize(config, shape, params)
     (path / stablehlo.NAME).write_bytes(program)
+    sums = {"params": _digest(network), stablehlo.NAME: _sha256(path / stablehlo.NAME)}
+    if isinstance(params, latents.Model):
+        latents.save(path / SPACE, params.space)
+        sums[SPACE] = _sha256(path / SPACE)
     for direction, sources in (examples or {}).items():
         folder = path / "examples" / direction
         folder.mkdir(parents=True, exist_ok=True)
@@ -62,10 +70,7 @@ def save(
         "step": step,
         "license": config.license,
         "plan": dict(plan or {}),
-        "sha256": {
-            "params": _digest(params),
-            stablehlo.NAME: hashlib.sha256(program).hexdigest(),
-        },
+        "sha256": sums,
         "config": config.to_dict(),
     }
     (path / "config.json").write_text(json.dumps(description, indent=2) + "\n")
@@ -80,6 +85,11 @@ def _digest(params: PyTree) -> str:
         digest.update(said.encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check(path: Path, name: str, digest: str, expected: str) -> None:
@@ -100,6 +110,8 @@ def describe(path: str | Path) -> dict:
     try:
         description = json.loads((path / "config.json").read_text())
         version = description["format"]
+        if version == 2:
+            version, description = FORMAT, _upgraded(description)
         if version == FORMAT:
             missing = set(CONTENTS) - set(description)
             if missing:
@@ -115,6 +127,21 @@ def describe(path: str | Path) -> dict:
             "that wrote it."
         )
     return description
+
+
+def _upgraded(description: dict) -> dict:
+    """A description of format 2, which knew pixels only, as one of this format."""
+    config = dict(description["config"])
+    for group, values in (
+        ("latent", {"weights": "", "channels": 0, "license": "", "cache": ""}),
+        ("model", {"patch": 1}),
+        ("estimator", {"moments": ()}),
+        ("data", {"validation": 0.0}),
+    ):
+        config[group] = {**values, **config.get(group, {})}
+    if config["estimator"]["name"] == "bridge":
+        config["estimator"]["prediction"] = "v"  # which no bridge read
+    return {**description, "format": FORMAT, "config": config}
 
 
 def load(path: str | Path, /, **sampling) -> Translator:
@@ -134,14 +161,17 @@ def load(path: str | Path, /, **sampling) -> Translator:
     config = with_sampling(ConfigDict(description["config"]), shape, sampling)
     expected, program = description["sha256"], path / stablehlo.NAME
     if program.exists():  # it may be left out: nothing here needs it
-        digest = hashlib.sha256(program.read_bytes()).hexdigest()
-        _check(path, stablehlo.NAME, digest, expected[stablehlo.NAME])
+        _check(path, stablehlo.NAME, _sha256(program), expected[stablehlo.NAME])
     mesh = parallel.make_mesh()
     net = build.network(config, shape)
-    inputs = build.inputs(build.estimator(config, shape), shape)
+    inputs = build.inputs(config, shape)
     abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
     params = checkpoint.load_tree(path / "params", abstract)
     _check(path, "params", _digest(params), expected["params"])
+    if config.latent.weights:
+        space = latents.restore(path / SPACE)
+        _check(path, SPACE, _sha256(path / SPACE), expected[SPACE])
+        params = latents.Model(params, space)
     params = parallel.put(params, parallel.replicated(mesh))
     return Translator(config, shape, params, build.sampling(config, shape, mesh))
 

@@ -141,6 +141,16 @@ def _centre(image: Image.Image, width: int, height: int, colour: str) -> Image.I
     return canvas
 
 
+def centre(
+    images: UInt8[np.ndarray, "n h w c"], size: tuple[int, int]
+) -> UInt8[np.ndarray, "n height width c"]:
+    """The middle of images that are of `size` (height, width) or larger."""
+    top, left = (
+        (have - want) // 2 for have, want in zip(images.shape[1:3], size, strict=True)
+    )
+    return images[:, top : top + size[0], left : left + size[1]]
+
+
 def write(path: str | Path, pixels: Pixels) -> None:
     """Writes one image, whole or not at all; the suffix says in which format.
 

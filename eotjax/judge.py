@@ -12,6 +12,7 @@ from eotjax.data import DataSet
 from eotjax.translator import Translator
 
 PCA_IMAGES = 512  # training targets that the principal components are fitted on
+SCORE = "frechet"  # that the best step is chosen by
 SELECTION = 256  # test images that the best step is chosen by
 
 
@@ -25,6 +26,8 @@ def turned(splits: DataSet, direction: str) -> DataSet:
         splits.test_target,
         splits.test_source,
         splits.resident,
+        splits.valid_target,
+        splits.valid_source,
     )
 
 
@@ -77,9 +80,7 @@ class Judge:
             return known
         if self._config.data.tint:
             known = dataset.tint_test(known)
-        height, width = self.source.shape[1:3]
-        top, left = (known.shape[1] - height) // 2, (known.shape[2] - width) // 2
-        return self._to_float(known[:, top:, left:][:, :height, :width])
+        return self._to_float(images.centre(known, self.source.shape[1:3]))
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -143,12 +144,14 @@ class Judge:
 def selection(translator: Translator, splits: DataSet) -> Callable[..., float]:
     """Builds score(translator): the Frechet distance that the best step is chosen by.
 
-    Of at most 256 test images of each side, the mean over the trained directions.
+    Of at most 256 validation images of each side (of test images, where there are no
+    such), the mean over the trained directions.
     """
-    few = splits._replace(
-        test_source=data.sample(splits.test_source, SELECTION),
-        test_target=data.sample(splits.test_target, SELECTION),
-    )
+    sides = (splits.valid_source, splits.valid_target)
+    if not len(sides[0]):
+        sides = (splits.test_source, splits.test_target)
+    source, target = (data.sample(x, SELECTION) for x in sides)
+    few = splits._replace(test_source=source, test_target=target)
     judges = {way: Judge(translator, few, way) for way in translator.directions}
 
     def score(translator: Translator) -> float:

@@ -11,15 +11,26 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from eotjax import batch, cost_space, coupling, data, pairing, parallel, potentials
+from eotjax import (
+    batch,
+    cost_space,
+    coupling,
+    data,
+    latents,
+    pairing,
+    parallel,
+    potentials,
+)
 from eotjax import epsilon as search
 from eotjax.batch import Data
+from eotjax.bridge import PairMoments
 from eotjax.checks import choose, outlasts_a_step
 from eotjax.coupling import PlanStats, Solver
 from eotjax.data import DataSet, Domain
 from eotjax.potentials import Plan, RowBlocks
 
 CALIBRATION_STEPS = 4  # whose plans tell an epsilon's entropy
+MOMENT_STEPS = 16  # whose pairs tell their moments
 VIEWS_AT_ONCE = 512
 
 
@@ -36,9 +47,10 @@ def solver(config: ConfigDict, epsilon: float | Array | None = None) -> Solver:
 
 
 def view(config: ConfigDict) -> batch.View:
-    """Stored images or vectors as training sees them."""
+    """Stored images, latents or vectors as training sees them."""
     c = config.data
-    return batch.make_view(size=tuple(c.image_size), flip=c.flip, tinted=c.tint)
+    height, width = (side // latents.factor(config) for side in c.image_size)
+    return batch.make_view(size=(height, width), flip=c.flip, tinted=c.tint)
 
 
 def sample_views(config: ConfigDict, splits: DataSet) -> np.ndarray:
@@ -73,6 +85,30 @@ def embed(config: ConfigDict, splits: DataSet) -> cost_space.Embed:
         "coupling.cost",
     )
     return make()
+
+
+def pair_moments(
+    draw: pairing.Pairing, held: pairing.Held, batches: list[Data]
+) -> PairMoments:
+    """Second moments of the very pairs that a run's first steps draw.
+
+    Args:
+      draw: where pairs come from.
+      held: of the plans, before the first step.
+      batches: what is drawn from, a step each.
+    """
+
+    @jax.jit
+    def moments(step, held, sets):
+        drawn = draw(step, held, sets)
+        x, y = drawn.source, drawn.target
+        return drawn.held, [jnp.mean(p) for p in (x * x, y * y, x * y)]
+
+    found = []
+    for number, sets in enumerate(batches):
+        held, values = moments(number, held, sets)
+        found.append(jax.device_get(values))
+    return PairMoments(*(float(np.mean(x)) for x in zip(*found, strict=True)))
 
 
 def couple(config: ConfigDict, settings: Solver) -> coupling.Couple:

@@ -3,10 +3,12 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
 from eotjax import parallel
+from eotjax.bridge import PairMoments
 from eotjax.errors import UserError
 
 # A run may go on with other values of these: they do not touch its course.
@@ -19,6 +21,8 @@ FREE_KEYS = (
     "checkpoint.",
     "data.path",
     "data.device_gib",
+    "latent.cache",
+    "latent.license",
     "coupling.dense_gib",
 )
 
@@ -51,28 +55,51 @@ def check(folder: Path, config: ConfigDict) -> None:
         )
 
 
-def claim(folder: Path, config: ConfigDict, *, epsilon: float) -> None:
-    """Writes the config and the plans' epsilon into the folder, which it makes."""
+class Plan(NamedTuple):
+    """What a run found out about its plans, and goes on with wherever it is restarted.
+
+    Attributes:
+      epsilon: in units of the cost; None where no run has claimed the folder.
+      moments: second moments of the pairs; None where nothing needs them.
+    """
+
+    epsilon: float | None = None
+    moments: PairMoments | None = None
+
+
+def of(config: ConfigDict) -> Plan:
+    """What a run's config, with all that was found, says."""
+    moments = config.estimator.moments
+    return Plan(config.coupling.epsilon, PairMoments(*moments) if moments else None)
+
+
+def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
+    """Writes the config and what was found into the folder, which it makes."""
     if parallel.is_leader():
         folder.mkdir(parents=True, exist_ok=True)
+        plan: dict = {"epsilon": found.epsilon}
+        if found.moments is not None:
+            plan["moments"] = list(found.moments)
         for name, content in (
-            ("plan.json", {"epsilon": epsilon}),
+            ("plan.json", plan),
             ("config.json", json.loads(config.to_json())),
         ):
             (folder / name).write_text(json.dumps(content, indent=2) + "\n")
 
 
-def epsilon(folder: Path) -> float | None:
-    """The plans' epsilon of the run that the folder belongs to, None if there is none.
-
-    Kept, so that a run goes on with it wherever it is started again.
-    """
+def plan(folder: Path) -> Plan:
+    """What the run that the folder belongs to found; nothing where there is none."""
     path = folder / "plan.json"
     if not path.exists() or not (folder / "config.json").exists():
-        return None
+        return Plan()
     try:
-        return float(json.loads(path.read_text())["epsilon"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = json.loads(path.read_text())
+        moments = found.get("moments")
+        return Plan(
+            float(found["epsilon"]),
+            PairMoments(*map(float, moments)) if moments else None,
+        )
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); remove it, and it is made again."
         ) from error

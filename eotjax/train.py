@@ -20,11 +20,14 @@ from eotjax import (
     checks,
     cost_space,
     dataset,
+    encoding,
     evaluate,
     export,
     images,
     judge,
+    latents,
     metrics,
+    pairing,
     parallel,
     plan,
     potentials,
@@ -32,7 +35,9 @@ from eotjax import (
     step,
 )
 from eotjax.best import Best
+from eotjax.bridge import PairMoments
 from eotjax.checkpoint import Checkpoints
+from eotjax.checks import Shape
 from eotjax.data import DataSet
 from eotjax.interruption import Interruption
 from eotjax.translator import Translator
@@ -55,30 +60,42 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     print(f"devices: {mesh.size} {devices[0].device_kind} ({devices[0].platform})")
     checks.check_config(config, mesh.size)
     run_folder.check(workdir, config)
+    asked, config = config, config.copy_and_resolve_references()
+    space = None
+    if config.latent.weights:
+        space = latents.load(config.latent.weights)
+        config.latent.channels = len(space.mean)
 
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
     checks.check_shape(config, shape)
+    trained = splits
+    if space is not None:
+        trained, space = encoding.encoded(config, splits, space)
+        space = parallel.put(space, parallel.replicated(mesh))
     lengths = (len(splits.train_source), len(splits.train_target))
-    print(
-        f"data: train {lengths[0]} source, {lengths[1]} target; "
-        f"test {len(splits.test_source)}, {len(splits.test_target)}; "
-        f"{'x'.join(map(str, shape))}, "
-        + ("on the device" if splits.resident else "streamed")
-    )
-    resident = lengths if splits.resident else None
-    checks.check_coupling(config, splits.resident)
-    embed = plan.embed(config, splits)
-    on_device = device_data(config, splits, embed, mesh) if resident else None
-    asked, config = config, resolve(config, workdir, splits, on_device, embed, mesh)
-    training = build.training(config, shape, resident, mesh, embed)
-    sample = build.sampling(config, shape, mesh)
-    run_folder.claim(workdir, asked, epsilon=config.coupling.epsilon)
+    print(told(config, splits, shape, trained.resident))
+    resident = lengths if trained.resident else None
+    checks.check_coupling(config, trained.resident)
+    embed = plan.embed(config, trained)
+    on_device = device_data(config, trained, embed, mesh) if resident else None
+    known = run_folder.plan(workdir)
+    config = resolve(config, known, trained, on_device, embed, mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-    state = first_state(training, checkpoints, parallel.replicated(mesh))
+    held = None
     if config.coupling.method == "whole" and checkpoints.latest_step() is None:
         assert on_device is not None  # checked with the data
-        state = state._replace(held=whole_plan(config, on_device, mesh))
+        held = whole_plan(config, on_device, mesh)
+    if build.needs_moments(config):
+        config.estimator.moments = known.moments or measure_moments(
+            config, held, trained, on_device, embed, mesh
+        )
+    training = build.training(config, shape, resident, mesh, embed)
+    sample = build.sampling(config, shape, mesh)
+    run_folder.claim(workdir, asked, run_folder.of(config))
+    state = first_state(training, checkpoints, parallel.replicated(mesh))
+    if held is not None:
+        state = state._replace(held=held)
         checkpoints.save(0, state)
     start = int(state.step)
     writer = metrics.Writer(workdir, step=start, tensorboard=config.tensorboard)
@@ -92,8 +109,12 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     )
     sources = splits.test_source[: config.sampling.grid]
 
+    def model() -> step.Params | latents.Model:
+        average = state.ema_params
+        return average if space is None else latents.Model(average, space)
+
     def translator() -> Translator:
-        return Translator(config, shape, state.ema_params, sample)
+        return Translator(config, shape, model(), sample)
 
     def save(name: str, done: int) -> None:
         export.save(
@@ -101,7 +122,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             config=config,
             shape=shape,
             step=done,
-            params=state.ema_params,
+            params=model(),
             plan=plan_figures(workdir, config),
             examples=examples(translator(), splits),
         )
@@ -136,7 +157,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         data = (
             itertools.repeat(on_device)
             if on_device is not None
-            else streamed(config, splits, start, mesh)
+            else streamed(config, trained, start, mesh)
         )
         if start < config.steps:
             print("compiling the step", flush=True)
@@ -173,8 +194,12 @@ def report_best(workdir: Path, config: ConfigDict, splits: DataSet) -> None:
     last, folder = workdir / "export", workdir / "best"
     step_of_best = export.describe(folder)["step"]
     print(
-        f"best: step {step_of_best} in {folder}, by frechet on the test set (so its "
-        "figures flatter; the last step's do not)"
+        f"best: step {step_of_best} in {folder}, by {judge.SCORE} on the "
+        + (
+            "validation sets"
+            if len(splits.valid_source)
+            else "test sets (so its figures flatter; the last step's do not)"
+        )
     )
     if step_of_best == config.steps:
         if parallel.is_leader():
@@ -258,9 +283,50 @@ def device_data(
     return whole
 
 
+def told(config: ConfigDict, splits: DataSet, shape: Shape, resident: bool) -> str:
+    """The data set in a line."""
+    counts = [len(x) for x in (*splits[:4], *splits[5:])]
+    valid = f"validation {counts[4]}, {counts[5]}; " if counts[4] else ""
+    where = "latents " * bool(config.latent.weights) + (
+        "on the device" if resident else "streamed"
+    )
+    return (
+        f"data: train {counts[0]} source, {counts[1]} target; {valid}"
+        f"test {counts[2]}, {counts[3]}; {'x'.join(map(str, shape))}, {where}"
+    )
+
+
+def measure_moments(
+    config: ConfigDict,
+    held: pairing.Held | None,
+    trained: DataSet,
+    on_device: step.Data | None,
+    embed: cost_space.Embed,
+    mesh: Mesh,
+) -> PairMoments:
+    """The second moments of the pairs of a run's first steps."""
+    lengths = None
+    batches: Iterator[step.Data]
+    if on_device is None:
+        batches = streamed(config, trained, 0, mesh)
+    else:
+        batches = itertools.repeat(on_device)
+        lengths = (len(on_device["source"]), len(on_device["target"]))
+    if held is None:
+        held = plan.nothing_held(config, lengths)
+    draw = plan.pair(config, embed, plan.solver(config), lengths, mesh)
+    first = list(itertools.islice(batches, plan.MOMENT_STEPS))
+    found = plan.pair_moments(draw, held, first)
+    print(
+        f"pairs: variances {found.source:.3g} and {found.target:.3g}, covariance "
+        f"{found.cross:.3g}"
+    )
+    return found
+
+
 def resolve(
     config: ConfigDict,
-    workdir: Path,
+    known: run_folder.Plan,
     splits: DataSet,
     on_device: step.Data | None,
     embed: cost_space.Embed,
@@ -280,11 +346,9 @@ def resolve(
         lengths = (len(on_device["source"]), len(on_device["target"]))
         return plan.try_groups(config, embed, same, lengths, mesh)
 
-    known = run_folder.epsilon(workdir)
-    if known is None:
-        known = plan.find_epsilon(config, trials)
-    print(f"epsilon: {known:.4g} in units of |x - y|^2 / 2")
-    return plan.with_epsilon(config, known)
+    epsilon = known.epsilon or plan.find_epsilon(config, trials)
+    print(f"epsilon: {epsilon:.4g} in units of |x - y|^2 / 2")
+    return plan.with_epsilon(config, epsilon)
 
 
 def streamed(

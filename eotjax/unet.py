@@ -11,10 +11,55 @@ from eotjax.embedding import time_embedding
 Feature = Float[Array, "b h w c"]
 
 
-def group_norm(channels: int, dtype: DTypeLike) -> nn.GroupNorm:
-    """Up to 32 groups of at least 4 channels, as many as divide the channels."""
-    groups = max(g for g in range(1, 33) if channels % g == 0 and channels // g >= 4)
-    return nn.GroupNorm(num_groups=groups, dtype=dtype)
+class GroupNorm(nn.Module):
+    """Normalises groups of channels (Wu & He 2018), as one affine map a channel.
+
+    Up to 32 groups of at least 4 channels, as many as divide the channels. Sums over
+    positions are taken channel by channel, which is faster than group by group.
+
+    Attributes:
+      dtype: of the output; moments are float32.
+    """
+
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: Feature) -> Feature:
+        channels = x.shape[-1]
+        groups = max(
+            g for g in range(1, 33) if channels % g == 0 and channels // g >= 4
+        )
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+
+        def of_group(moment: Float[Array, "b c"]) -> Float[Array, "b c"]:
+            mean = moment.reshape(-1, groups, channels // groups).mean(-1)
+            return mean.repeat(channels // groups, axis=-1)
+
+        wide = x.astype(jnp.float32)
+        mean = of_group(jnp.mean(wide, axis=(1, 2)))
+        square = of_group(jnp.mean(wide**2, axis=(1, 2)))
+        factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + 1e-6)
+        shift = bias - mean * factor
+        return (wide * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
+
+
+def to_patches(
+    x: Float[Array, "b h w c"], size: int
+) -> Float[Array, "b h/size w/size c*size*size"]:
+    """Squares of size x size pixels as the channels of one position."""
+    b, h, w, c = x.shape
+    cells = x.reshape(b, h // size, size, w // size, size, c)
+    return cells.swapaxes(2, 3).reshape(b, h // size, w // size, size * size * c)
+
+
+def from_patches(
+    x: Float[Array, "b h w c*size*size"], size: int
+) -> Float[Array, "b h*size w*size c"]:
+    """The inverse of `to_patches`."""
+    b, h, w, c = x.shape
+    cells = x.reshape(b, h, w, size, size, c // size**2)
+    return cells.swapaxes(2, 3).reshape(b, h * size, w * size, c // size**2)
 
 
 class ResidualBlock(nn.Module):
@@ -33,11 +78,11 @@ class ResidualBlock(nn.Module):
                 self.channels, (3, 3), dtype=self.dtype, kernel_init=init, name=name
             )
 
-        h = nn.silu(group_norm(x.shape[-1], self.dtype)(x))
+        h = nn.silu(GroupNorm(self.dtype)(x))
         h = conv("conv_in", nn.initializers.lecun_normal())(h)
         film = nn.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(time))
         scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
-        h = group_norm(self.channels, self.dtype)(h) * (1 + scale) + shift
+        h = GroupNorm(self.dtype)(h) * (1 + scale) + shift
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
         h = conv("conv_out", nn.initializers.zeros)(h)
         if x.shape[-1] != self.channels:
@@ -55,7 +100,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Feature) -> Feature:
         b, h, w, c = x.shape
         heads = max(c // self.head_channels, 1)
-        y = group_norm(c, self.dtype)(x).reshape(b, h * w, c)
+        y = GroupNorm(self.dtype)(x).reshape(b, h * w, c)
         qkv = nn.DenseGeneral((3, heads, c // heads), dtype=self.dtype, name="qkv")(y)
         query, key, value = (qkv[:, :, i] for i in range(3))
         y = jax.nn.dot_product_attention(query, key, value)
@@ -72,16 +117,18 @@ class SelfAttention(nn.Module):
 class UNet(nn.Module):
     """Maps inputs [b, h, w, c_in], times [b] in [0, 1], labels to [b, h, w, channels].
 
-    h and w must be divisible by 2 ** (len(multipliers) - 1). Parameters are float32,
-    compute is `dtype`, the output is float32 and zero at initialisation.
+    h and w must be divisible by patch * 2 ** (len(multipliers) - 1). Parameters are
+    float32, compute is `dtype`, the output is float32 and zero at initialisation.
 
     Attributes:
       channels: of the output.
-      width: channels at full resolution; level i has width * multipliers[i].
-      multipliers: one a resolution, each half of the one before.
+      width: channels at the first level; level i has width * multipliers[i].
+      multipliers: one a level, each of half the resolution of the one before.
       blocks: residual blocks a level on the way down, one more on the way up.
-      attention: the levels, from 0 at full resolution, at which self-attention follows
-        each block.
+      attention: the levels, from 0, the first one, at which self-attention follows each
+        block.
+      patch: pixels a side of the squares that are one position of the first level
+        (space to depth; Hoogeboom et al. 2023, arXiv 2301.11093, section 3.3).
       head_channels: channels of one attention head.
       dropout: rate, inside the residual blocks.
       remat: recompute the blocks' activations in the backward pass, to save memory.
@@ -94,6 +141,7 @@ class UNet(nn.Module):
     multipliers: tuple[int, ...] = (1, 2, 2)
     blocks: int = 2
     attention: tuple[int, ...] = ()
+    patch: int = 1
     head_channels: int = 64
     dropout: float = 0.0
     remat: bool = False
@@ -137,7 +185,7 @@ class UNet(nn.Module):
             embed = nn.Embed(self.labels, 4 * self.width, dtype=self.dtype)
             time = time + embed(label)
 
-        x = conv(self.width, 1, "conv_in")(x)
+        x = conv(self.width, 1, "conv_in")(to_patches(x, self.patch))
         skips = [x]
         last = len(self.multipliers) - 1
         for level, multiplier in enumerate(self.multipliers):
@@ -161,8 +209,11 @@ class UNet(nn.Module):
                 x = x.repeat(2, axis=1).repeat(2, axis=2)
                 x = conv(x.shape[-1], 1, f"up{level}_conv")(x)
 
-        x = nn.silu(group_norm(x.shape[-1], self.dtype)(x))
+        x = nn.silu(GroupNorm(self.dtype)(x))
         out = nn.Conv(
-            self.channels, (3, 3), kernel_init=nn.initializers.zeros, name="conv_out"
+            self.channels * self.patch**2,
+            (3, 3),
+            kernel_init=nn.initializers.zeros,
+            name="conv_out",
         )(x.astype(jnp.float32))
-        return out
+        return from_patches(out, self.patch)

@@ -1,5 +1,7 @@
 """The conditional score on Gaussians: its examples, its condition and its samples."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,7 +190,7 @@ def test_cdiffe_samples_what_its_score_implies_which_is_not_the_conditional(
 @pytest.mark.parametrize("clip", [False, True])
 def test_clipping_keeps_denoised_images_in_their_range(clip):
     process = SCHEDULES["vp_linear"]  # ends without noise
-    score = ConditionalScore(process, "data", rho=0.0, clip=clip)
+    score = ConditionalScore(process, "data", rho=0.0, bound=1.0 if clip else math.inf)
     end = score.sample(
         lambda inputs, t, label: jnp.full_like(inputs[..., :1], 3.0),
         jax.random.split(jax.random.key(0), 2),
