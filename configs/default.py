@@ -118,10 +118,17 @@ def get_config(variants: str = "") -> ConfigDict:
     c.sampling.solver = "ancestral"  # or ddim; not for cdiffe and cmde: heun,
     # dpmpp_2m and dpmpp_2m_sde
     c.sampling.steps = 50
-    c.sampling.guidance = 1.0  # weight of the condition; else needs condition_dropout
+    c.sampling.guidance = 1.0  # weight of the condition; else needs condition_dropout,
+    # or, for a bridge, both directions: then it leads away from the sources' domain
+    c.sampling.temperature = 1.0  # bridge: of the sampler's noise; below 1: less of it
     c.sampling.path = False  # cdiffe, cmde: the noised source follows one path
     c.sampling.batch_size = 64  # images translated at once, over all devices
     c.sampling.grid = 16  # test images in the grids
+
+    c.judge = ConfigDict()  # of images, by a classifier's features; needs torch
+    c.judge.classifier = ""  # efficientnet-lite0 or one of timm; "": by PCA of pixels
+    c.judge.weights = ""  # its file; efficientnet-lite0 has some in a package
+    c.judge.wanted = -1  # class that translations should be taken for; -1: none
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 1_000  # steps

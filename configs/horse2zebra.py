@@ -3,8 +3,8 @@
 python -m eotjax.main --config=configs/horse2zebra.py --workdir=RUN \\
   --config.latent.weights=FOLDER --config.data.path=FOLDER
 
-data.path is a folder that holds trainA, trainB, testA and testB; without it the data set
-(111 MB) is downloaded and prepared by TFDS. latent.weights is a folder with the encoder
+data.path holds trainA, trainB, testA and testB; without it the data set (111 MB)
+is downloaded and prepared by TFDS. latent.weights is a folder with the encoder
 and the decoder of TAEF2 (github.com/madebyollin/taesd, 5 MB); without it they come from
 the Hugging Face hub.
 
@@ -17,7 +17,7 @@ from configs import default
 
 def get_config(variants: str = ""):
     c = default.get_config()
-    c.steps = 12_000
+    c.steps = 20_000
     c.batch_size = 32
     c.sample_every = 1_000
 
@@ -26,6 +26,7 @@ def get_config(variants: str = ""):
     c.data.image_size = (256, 256)
     c.data.crop_margin = 32
     c.data.flip = True
+    c.data.validation = 0.05
 
     c.latent.weights = "madebyollin/taef2"
     c.latent.license = "MIT"
@@ -38,6 +39,7 @@ def get_config(variants: str = ""):
     c.estimator.name = "bridge"
     c.estimator.prediction = "data"
     c.estimator.epsilon = 1.0
+    c.estimator.direction = "both"  # which also gives the sampler its guidance
 
     c.model.patch = 2
     c.model.width = 64
@@ -49,7 +51,10 @@ def get_config(variants: str = ""):
     c.optimizer.warmup_steps = 100
 
     c.sampling.steps = 25
+    c.sampling.guidance = 1.5
+    c.sampling.temperature = 0.4
     c.sampling.batch_size = 16
+    c.judge.wanted = 340  # ImageNet's zebra
     c.checkpoint.every = 1_000
     return default.apply_variants(c, variants, {"narrow": narrow})
 

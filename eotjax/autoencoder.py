@@ -148,9 +148,9 @@ def from_torch(weights: Weights, side: Literal["encoder", "decoder"]) -> PyTree:
         if shapes == {path: x.shape for path, x in flatten_dict(wanted).items()}:
             return unflatten_dict(found)
     raise UserError(
-        f"these {len(weights)} arrays are no {side} of a tiny autoencoder; give TAESD's "
-        "weights or those of one of its siblings (4, 16 or 32 channels, an eighth of "
-        "the image's side)."
+        f"these {len(weights)} arrays are no {side} of a tiny autoencoder; give "
+        "TAESD's weights or those of one of its siblings (4, 16 or 32 channels, an "
+        "eighth of the image's side)."
     )
 
 

@@ -21,20 +21,22 @@ from eotjax.estimators import Example, Label, Network, expand
 from eotjax.sampler import Image, Keys, Solver, Step, Time, Times
 
 
-def ancestral(epsilon: float) -> Step:
-    """A draw from the Brownian bridge from x_t to y = denoise(x_t), at time s."""
+def ancestral(epsilon: float, temperature: float = 1.0) -> Step:
+    """A draw from the Brownian bridge from x_t to y = denoise(x_t), at time s.
+
+    Its noise is multiplied by `temperature`.
+    """
 
     def step(denoise, keys, x_t, past, t, s):
         y, share = denoise(x_t, t), (s - t) / (1 - t)
-        noise = jnp.sqrt(epsilon * share * (1 - s)) * sampler.normal(
-            keys, x_t.shape[1:]
-        )
+        deviation = temperature * jnp.sqrt(epsilon * share * (1 - s))
+        noise = deviation * sampler.normal(keys, x_t.shape[1:])
         return x_t + share * (y - x_t) + noise, y
 
     return step
 
 
-def ddim(epsilon: float) -> Step:
+def ddim(epsilon: float, temperature: float = 1.0) -> Step:
     """The point of the bridge from the source to y = denoise(x_t), of the same noise.
 
     x_t = (1 - t) x + t y + sqrt(epsilon t (1 - t)) z keeps its z, drawn in the first
@@ -45,7 +47,8 @@ def ddim(epsilon: float) -> Step:
 
     def step(denoise, keys, x_t, past, t, s):
         y = denoise(x_t, t)
-        fresh = jnp.sqrt(epsilon) * sampler.normal(keys, x_t.shape[1:])
+        deviation = temperature * jnp.sqrt(epsilon)
+        fresh = deviation * sampler.normal(keys, x_t.shape[1:])
         spread = jnp.sqrt(t * (1 - t))
         rest = x_t - (1 - t) * past.start - t * y
         noise = jnp.where(t > 0, rest / jnp.where(t > 0, spread, 1), fresh)
@@ -54,7 +57,7 @@ def ddim(epsilon: float) -> Step:
     return step
 
 
-def heun(epsilon: float) -> Step:
+def heun(epsilon: float, temperature: float = 1.0) -> Step:
     """Stochastic Heun for dx = u dt + sqrt(epsilon) dw, u = (E[y | x] - x) / (1 - t).
 
     The drift is averaged over both ends of the step, at two evaluations: of weak order
@@ -63,7 +66,8 @@ def heun(epsilon: float) -> Step:
 
     def step(denoise, keys, x_t, past, t, s):
         h, y = s - t, denoise(x_t, t)
-        noise = jnp.sqrt(epsilon * h) * sampler.normal(keys, x_t.shape[1:])
+        deviation = temperature * jnp.sqrt(epsilon * h)
+        noise = deviation * sampler.normal(keys, x_t.shape[1:])
         first = (y - x_t) / (1 - t)
         ahead = x_t + h * first + noise
         # At t = 1 the quotient is 0 / 0; the drift itself has a limit.
@@ -144,11 +148,18 @@ class Bridge:
       moments: of the pairs, for a network that predicts clean data; None for one that
         predicts the drift.
       bound: keep predicted targets in [-bound, bound]: 1 for images.
+      guidance: weight w of the direction in sampling, for a network of both directions:
+        E[y | x_t] + (w - 1) (E[y | x_t] - E[y' | x_t]), y' being where the other
+        direction would lead from the same point: away from the sources' domain.
+      temperature: of the sampler's noise, multiplies its deviation. Below 1 it is not
+        the learnt process any more: what noise a network cannot take out is not put in.
     """
 
     epsilon: float
     moments: PairMoments | None = None
     bound: float = math.inf
+    guidance: float = 1.0
+    temperature: float = 1.0
     images = 1  # that the network sees
 
     @property
@@ -159,11 +170,13 @@ class Bridge:
         and dpmpp_2m_sde are not. The dpmpp's clocks are infinite at the ends, where
         their steps are of first order: in all they converge at an order of about 1.6.
         """
-        random, fixed = ancestral(self.epsilon), ddim(self.epsilon)
+        random, fixed, second = (
+            method(self.epsilon, self.temperature) for method in (ancestral, ddim, heun)
+        )
         return {
             "ancestral": Solver(random, denser_to_the_end),
             "ddim": Solver(fixed, denser_to_both_ends),
-            "heun": Solver(heun(self.epsilon), denser_to_the_end),
+            "heun": Solver(second, denser_to_the_end),
             "dpmpp_2m": Solver(
                 sampler.second_order(fixed, lambda t: jnp.log(t) - jnp.log(1 - t)),
                 denser_to_both_ends,
@@ -213,8 +226,15 @@ class Bridge:
 
         def denoise(x_t: Image, t: Time) -> Image:
             skip, _, out, scale = self._precondition(t)
-            output = network(x_t / scale, jnp.full(direction.shape, t), direction)
-            y = skip * x_t + jnp.sqrt(1 - t) * out * output
+
+            def towards(direction: Label) -> Image:
+                at = jnp.full(direction.shape, t)
+                output = network(x_t / scale, at, direction)
+                return skip * x_t + jnp.sqrt(1 - t) * out * output
+
+            y = towards(direction)
+            if self.guidance != 1:
+                y = y + (self.guidance - 1) * (y - towards(1 - direction))
             return jnp.clip(y, -self.bound, self.bound)
 
         def step(keys: Keys, state, t: Time, s: Time):

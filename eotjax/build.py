@@ -116,6 +116,8 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
                 epsilon=c.epsilon or config.coupling.epsilon,
                 moments=PairMoments(*c.moments) if c.prediction == "data" else None,
                 bound=bound,
+                guidance=config.sampling.guidance,
+                temperature=config.sampling.temperature,
             ),
         },
         c.name,

@@ -159,8 +159,8 @@ def check_latent(config: ConfigDict) -> None:
     c, factor = config.data, latents.factor(config)
     require(
         c.channels == 3 and not c.tint,
-        "the autoencoder takes RGB images: set data.channels = 3 and data.tint = False, "
-        "or latent.weights = ''.",
+        "the autoencoder takes RGB images: set data.channels = 3 and data.tint = "
+        "False, or latent.weights = ''.",
     )
     require(
         c.crop_margin % factor == 0,
@@ -186,10 +186,28 @@ def check_guidance(config: ConfigDict) -> None:
         "a bridge begins at the source and has no condition to drop; set "
         "estimator.condition_dropout = 0.",
     )
+    if config.estimator.name == "bridge":
+        require(
+            guidance == 1 or config.estimator.direction == "both",
+            f"sampling.guidance is {guidance}, which a bridge has from the way back; "
+            "set it to 1, or train with estimator.direction = 'both'.",
+        )
+    else:
+        require(
+            guidance == 1 or dropout > 0,
+            f"sampling.guidance is {guidance}, but the network was not trained without "
+            "its condition; set it to 1, or train with estimator.condition_dropout = "
+            "0.1.",
+        )
+        require(
+            config.sampling.temperature == 1,
+            f"sampling.temperature is {config.sampling.temperature}, which only a "
+            "bridge has; set it to 1.",
+        )
     require(
-        guidance == 1 or dropout > 0,
-        f"sampling.guidance is {guidance}, but the network was not trained without its "
-        "condition; set it to 1, or train with estimator.condition_dropout = 0.1.",
+        config.sampling.temperature >= 0,
+        f"sampling.temperature is {config.sampling.temperature}; it must not be "
+        "negative.",
     )
 
 

@@ -140,6 +140,14 @@ def fingerprint(domain: Domain) -> bytes:
     return digest.digest()
 
 
+def slice_of(domain: Domain, start: int, count: int) -> np.ndarray:
+    """At most `count` of a domain's images from number `start` on, decoded."""
+    index = range(start, min(start + count, len(domain)))
+    if isinstance(domain, np.ndarray):
+        return domain[index.start : index.stop]
+    return np.stack([domain.read(i) for i in index])
+
+
 def sample(domain: Domain, count: int) -> np.ndarray:
     """At most `count` of a domain's images, evenly spread, decoded."""
     chosen = np.linspace(0, len(domain) - 1, min(count, len(domain))).astype(int)

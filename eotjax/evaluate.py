@@ -1,8 +1,10 @@
 """Evaluates an artefact on a test split: python -m eotjax.evaluate --export=FOLDER."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -26,21 +28,26 @@ from eotjax.translator import DIRECTIONS, Translator
 RANKED = 5  # translations in each part of the picture of best, median and worst
 
 
+class Evaluation(NamedTuple):
+    """The measures, and the translations that they are of."""
+
+    result: dict  # {"rows": {name: {measure: value}}, "settings": ...}
+    translated: np.ndarray
+    distance: Float[np.ndarray, "n"]  # to the nearest training target
+    nearest: np.ndarray  # that target, where near is what the judge's features say
+
+
 def evaluate(
     translator: Translator,
     splits: DataSet,
     *,
     direction: str = "forward",
     weights: Weights | None = None,
-) -> tuple[dict, np.ndarray, np.ndarray]:
+) -> Evaluation:
     """All measures of the translated test sources, beside the baselines'.
 
     `identity` changes nothing. `independent` answers with random training targets, the
     ideal of a model without a plan: its frechet is the floor a finite test set allows.
-
-    Returns:
-      {"rows": {name: {measure: value}}, "settings": ...}, the translations, and each
-      one's distance to the nearest training target.
     """
     judge = Judge(translator, splits, direction, weights)
     translated = translator(judge.source, direction=direction, progress=True)
@@ -55,15 +62,25 @@ def evaluate(
         "pca_components": judge.components,
         "sampling": translator.config.sampling.to_dict(),
     }
-    result = {"rows": rows, "settings": settings}
-    return result, translated, judge.realism(translated)
+    return Evaluation(
+        {"rows": rows, "settings": settings},
+        translated,
+        judge.realism(translated),
+        judge.nearest(translated),
+    )
 
 
-def overview(source: np.ndarray, translated: np.ndarray, count: int) -> np.ndarray:
-    """Some sources, evenly spread, above their translations: uint8 [h, w, c]."""
-    chosen = np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)
-    zoom = max(64 // source.shape[1], 1)
-    return images.grid([source[chosen], translated[chosen]], zoom=zoom)
+def overview(count: int, *rows: np.ndarray) -> np.ndarray:
+    """Some of each row's images, evenly spread, one row below the other.
+
+    Args:
+      count: at most so many.
+      *rows: uint8 [n, h, w, c]: sources, their translations, and more.
+    """
+    n = len(rows[0])
+    chosen = np.linspace(0, n - 1, min(count, n)).astype(int)
+    zoom = max(64 // rows[0].shape[1], 1)
+    return images.grid([row[chosen] for row in rows], zoom=zoom)
 
 
 def ranked(
@@ -80,7 +97,7 @@ def ranked(
     sheets = []
     for name, chosen in parts.items():
         sheet = Image.fromarray(
-            overview(source[chosen], translated[chosen], count).repeat(
+            overview(count, source[chosen], translated[chosen]).repeat(
                 3 // source.shape[-1], axis=-1
             )
         )
@@ -104,10 +121,10 @@ def report(
     Args:
       translator: what is judged.
       splits: whose test images are translated.
-      folder: for evaluation.json, translations.png and ranked.png; those of the
-        backward direction end in _backward.
+      folder: for evaluation.json, translations.png (sources, translations, the nearest
+        training targets) and ranked.png; those backward end in _backward.
       directions: all that were trained where None.
-      weights: for FID, KID and LPIPS.
+      weights: of the networks that measure; None for none.
     """
     folder, results = Path(folder), {}
     if translator.config.data.kind == "known_plan":
@@ -116,17 +133,17 @@ def report(
         _write(folder, results)
         return
     for direction in directions or translator.directions:
-        result, translated, distance = evaluate(
-            translator, splits, direction=direction, weights=weights
-        )
-        results[direction] = result
+        found = evaluate(translator, splits, direction=direction, weights=weights)
+        results[direction] = found.result
         _print(direction, results)
         if len(translator.shape) == 3 and parallel.is_leader():
             ending = "" if direction == "forward" else f"_{direction}"
-            pair = turned(splits, direction).test_source, images.to_uint8(translated)
+            source = turned(splits, direction).test_source
+            translated, nearest = map(images.to_uint8, found[1::2])
+            count = translator.config.sampling.grid
             pictures = {
-                "translations": overview(*pair, translator.config.sampling.grid),
-                "ranked": ranked(*pair, distance),
+                "translations": overview(count, source, translated, nearest),
+                "ranked": ranked(source, translated, found.distance),
             }
             for name, picture in pictures.items():
                 path = folder / f"{name}{ending}.png"
@@ -161,12 +178,30 @@ def run() -> int:
         "--inception", help="weights file for FID and KID (needs the extra fid)"
     )
     parser.add_argument("--lpips", help="weights file for LPIPS (needs the extra fid)")
+    parser.add_argument(
+        "--classifier", help="efficientnet-lite0 or a model of timm: measures by it"
+    )
+    parser.add_argument("--classifier_weights", default="", help="its file of weights")
+    parser.add_argument(
+        "--wanted", type=int, default=-1, help="class that translations should have"
+    )
     arguments = parser.parse_args()
-    weights = Weights(arguments.inception, arguments.lpips)
     for path in (arguments.inception, arguments.lpips):
         if path and not Path(path).is_file():
             raise UserError(f"there is no file {path}; give the path of weights.")
     translator = export.load_named(arguments)
+    weights = dataclasses.replace(
+        Weights.of(translator.config),
+        inception=arguments.inception,
+        lpips=arguments.lpips,
+    )
+    if arguments.classifier:
+        weights = dataclasses.replace(
+            weights,
+            classifier=arguments.classifier,
+            classifier_weights=arguments.classifier_weights,
+            wanted=arguments.wanted,
+        )
     if arguments.data_path:
         translator.config.data.path = arguments.data_path
     description = export.describe(arguments.export)

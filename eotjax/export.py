@@ -137,6 +137,8 @@ def _upgraded(description: dict) -> dict:
         ("model", {"patch": 1}),
         ("estimator", {"moments": ()}),
         ("data", {"validation": 0.0}),
+        ("sampling", {"temperature": 1.0}),
+        ("judge", {"classifier": "", "weights": "", "wanted": -1}),
     ):
         config[group] = {**values, **config.get(group, {})}
     if config["estimator"]["name"] == "bridge":
@@ -150,7 +152,7 @@ def load(path: str | Path, /, **sampling) -> Translator:
     Args:
       path: the folder that `save` wrote, such as workdir/export.
       **sampling: other values for the config's sampling keys (solver, steps, guidance,
-        path, batch_size).
+        temperature, path, batch_size).
 
     Raises:
       UserError: nothing, or nothing readable, is there, or a value does not fit.
@@ -186,7 +188,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="of the solver")
     parser.add_argument(
-        "--guidance", type=float, help="weight of the source, where trained without it"
+        "--guidance",
+        type=float,
+        help="weight of the source, where trained without it; of the direction, where a "
+        "bridge was trained in both",
+    )
+    parser.add_argument(
+        "--temperature", type=float, help="bridge: of the sampler's noise, 0 to 1"
     )
     parser.add_argument(
         "--path",
@@ -197,7 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_named(arguments: argparse.Namespace) -> Translator:
     """Loads the artefact that the command line names, with its sampling options."""
-    names = ("solver", "steps", "guidance", "path")
+    names = ("solver", "steps", "guidance", "temperature", "path")
     given = {name: getattr(arguments, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
     return load(arguments.export, **chosen)

@@ -6,13 +6,15 @@ from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
+from ml_collections import ConfigDict
 
+from eotjax import classifier as classifiers
 from eotjax import cost_space, data, dataset, fidelity, images, measures
+from eotjax.classifier import Classify, Seen
 from eotjax.data import DataSet
 from eotjax.translator import Translator
 
 PCA_IMAGES = 512  # training targets that the principal components are fitted on
-SCORE = "frechet"  # that the best step is chosen by
 SELECTION = 256  # test images that the best step is chosen by
 
 
@@ -45,10 +47,34 @@ def classifier(kind: str, splits: DataSet, direction: str) -> measures.Classifie
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Files of the networks that perceptual measures need; None leaves these out."""
+    """Networks that perceptual measures need; None or "" leaves these out.
+
+    Attributes:
+      inception: file of weights, for FID and KID.
+      lpips: file of weights.
+      classifier: name of one, for its features: see `classifier.load`.
+      classifier_weights: its file.
+      wanted: number of the class that translations should be taken for; -1 for none.
+    """
 
     inception: str | None = None
     lpips: str | None = None
+    classifier: str = ""
+    classifier_weights: str = ""
+    wanted: int = -1
+
+    @staticmethod
+    def of(config: ConfigDict) -> "Weights":
+        """Those that a run is judged by."""
+        c = config.judge
+        return Weights(
+            classifier=c.classifier, classifier_weights=c.weights, wanted=c.wanted
+        )
+
+    @property
+    def score(self) -> str:
+        """The name of what the best step is chosen by."""
+        return "feature_kid" if self.classifier else "frechet"
 
 
 class Judge:
@@ -111,9 +137,69 @@ class Judge:
     def _classify(self) -> measures.Classifier:
         return classifier(self._config.data.kind, self._splits, self._direction)
 
+    @cached_property
+    def _look(self) -> Classify:
+        return classifiers.load(
+            self._weights.classifier, self._weights.classifier_weights
+        )
+
+    @cached_property
+    def _target_seen(self) -> Seen:
+        return self._look(images.to_uint8(self.target))
+
+    @cached_property
+    def _training_features(self) -> Float[np.ndarray, "n d"]:
+        """Of all training targets."""
+        domain, size = self._splits.train_target, self.source.shape[1:3]
+        parts = (
+            images.centre(data.slice_of(domain, start, PCA_IMAGES), size)
+            for start in range(0, len(domain), PCA_IMAGES)
+        )
+        return np.concatenate([self._look(part).features for part in parts])
+
+    def score(self, y: np.ndarray) -> float:
+        """How far translations are from the targets, by `Weights.score`."""
+        if not self._weights.classifier:
+            return self.frechet(y)
+        features = self._look(images.to_uint8(y)).features
+        return 100 * measures.kernel_distance(features, self._target_seen.features)
+
+    def _seen(self, y: np.ndarray) -> measures.Row:
+        """What the classifier makes of translations, and how far memory goes.
+
+        `novelty` is the median distance to the nearest training target, where that of
+        the test targets is 1.
+        """
+        seen, wanted = self._look(images.to_uint8(y)), self._target_seen
+        known = self._training_features
+        near, usual = (
+            np.median(measures.nearest_distance(x.features, known))
+            for x in (seen, wanted)
+        )
+        values = {
+            "feature_kid": 100
+            * measures.kernel_distance(seen.features, wanted.features),
+            "feature_frechet": measures.frechet_distance(
+                seen.features, wanted.features
+            ),
+            "novelty": float(near / usual),
+        }
+        if self._weights.wanted >= 0:
+            values["recognised"] = float(np.mean(seen.top1 == self._weights.wanted))
+        return values
+
     def frechet(self, y: np.ndarray) -> float:
         """Frechet distance of the features of translations and test targets."""
         return measures.frechet_distance(self.features(y), self.features(self.target))
+
+    def nearest(self, y: np.ndarray) -> np.ndarray:
+        """The training target that is nearest to each translation, among some."""
+        features = (
+            self.features
+            if not self._weights.classifier
+            else (lambda x: self._look(images.to_uint8(x)).features)
+        )
+        return self._known[measures.nearest(features(y), features(self._known))]
 
     def realism(self, y: np.ndarray) -> Float[np.ndarray, "n"]:
         """Distance of each translation's features to the nearest training target's."""
@@ -126,6 +212,9 @@ class Judge:
             values["frechet"] = self.frechet(y)
         if self._is_image:
             values["structure"] = measures.structure(self.source, y)
+            values["layout"] = measures.light_correlation(self.source, y)
+            if self._weights.classifier:
+                values |= self._seen(y)
         if self._config.data.tint:
             values["class_accuracy"] = self._classify(y)
             values["hue_error"] = measures.hue_error(self.source, y)
@@ -141,8 +230,10 @@ class Judge:
         return values
 
 
-def selection(translator: Translator, splits: DataSet) -> Callable[..., float]:
-    """Builds score(translator): the Frechet distance that the best step is chosen by.
+def selection(
+    translator: Translator, splits: DataSet, weights: Weights
+) -> Callable[..., float]:
+    """Builds score(translator): the distance that the best step is chosen by.
 
     Of at most 256 validation images of each side (of test images, where there are no
     such), the mean over the trained directions.
@@ -152,11 +243,13 @@ def selection(translator: Translator, splits: DataSet) -> Callable[..., float]:
         sides = (splits.test_source, splits.test_target)
     source, target = (data.sample(x, SELECTION) for x in sides)
     few = splits._replace(test_source=source, test_target=target)
-    judges = {way: Judge(translator, few, way) for way in translator.directions}
+    judges = {
+        way: Judge(translator, few, way, weights) for way in translator.directions
+    }
 
     def score(translator: Translator) -> float:
         found = [
-            judge.frechet(translator(judge.source, direction=way))
+            judge.score(translator(judge.source, direction=way))
             for way, judge in judges.items()
         ]
         return float(np.mean(found))

@@ -3,7 +3,7 @@
 import dm_pix
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from eotjax import images, moments
 
@@ -76,13 +76,59 @@ def structure(
     return float(np.mean(np.concatenate([np.asarray(part) for part in parts])))
 
 
+def kernel_distance(a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "m k"]) -> float:
+    """Squared MMD under (x y / k + 1)^3, unbiased: KID (Binkowski et al. 2018)."""
+    n, m, k = len(a), len(b), a.shape[1]
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x.astype(float) @ y.T.astype(float) / k + 1) ** 3
+
+    own = [
+        (gram.sum() - np.trace(gram)) / (count * (count - 1))
+        for gram, count in ((kernel(a, a), n), (kernel(b, b), m))
+    ]
+    return float(sum(own) - 2 * kernel(a, b).mean())
+
+
+def light_correlation(
+    source: Float[np.ndarray, "n h w c"], target: Float[np.ndarray, "n h w c"]
+) -> float:
+    """Mean correlation of the pairs' light in 16x16 cells: the layout that is kept."""
+
+    def cells(x: np.ndarray) -> np.ndarray:
+        rows, columns = (
+            np.array_split(np.arange(side), min(16, side)) for side in x.shape[1:3]
+        )
+        light = x.mean(-1)
+        light = np.stack([light[:, r].mean(1) for r in rows], 1)
+        light = np.stack([light[:, :, c].mean(2) for c in columns], 2)
+        light = light.reshape(len(x), -1)
+        return light - light.mean(1, keepdims=True)
+
+    a, b = cells(source), cells(target)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.mean(np.sum(a * b, axis=1) / np.maximum(norms, 1e-12)))
+
+
 def nearest_distance(
     a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "m k"]
 ) -> Float[np.ndarray, "n"]:
     """Euclidean distance of each point of `a` to the nearest of `b`."""
+    return _neighbours(a, b)[0]
+
+
+def nearest(
+    a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "m k"]
+) -> Int[np.ndarray, "n"]:
+    """Which of `b` is nearest to each point of `a`."""
+    return _neighbours(a, b)[1]
+
+
+def _neighbours(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.neighbors import NearestNeighbors
 
-    return NearestNeighbors(n_neighbors=1).fit(b).kneighbors(a)[0][:, 0]
+    distance, index = NearestNeighbors(n_neighbors=1).fit(b).kneighbors(a)
+    return distance[:, 0], index[:, 0]
 
 
 def table(rows: dict[str, Row]) -> str:

@@ -21,6 +21,7 @@ FREE_KEYS = (
     "checkpoint.",
     "data.path",
     "data.device_gib",
+    "judge.",
     "latent.cache",
     "latent.license",
     "coupling.dense_gib",

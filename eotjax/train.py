@@ -127,22 +127,20 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             examples=examples(translator(), splits),
         )
 
-    best = None
+    best, weights = None, judge.Weights.of(config)
     if config.data.kind != "known_plan" and min(map(len, splits[2:4])) > 1:
-        score = judge.selection(translator(), splits)
-        before = metrics.history(workdir / metrics.SCORES, "frechet").values()
+        score = judge.selection(translator(), splits, weights)
+        before = metrics.history(workdir / metrics.SCORES, weights.score).values()
         best = Best(score, lambda done: save("best", done), before)
 
     def show(done: int) -> None:
         """Shows some translations, and keeps the parameters if they are the best."""
         if best is not None:
-            scores = {"frechet": best.offer(done, translator())}
+            scores = {weights.score: best.offer(done, translator())}
             writer.scalars(done, scores, metrics.SCORES)
         if len(shape) == 1:
             return
-        picture = evaluate.overview(
-            sources, translator()(sources), config.sampling.grid
-        )
+        picture = evaluate.overview(len(sources), sources, translator()(sources))
         if parallel.is_leader():
             (workdir / "samples").mkdir(exist_ok=True)
             images.write(workdir / "samples" / f"step_{done:07d}.png", picture)
@@ -181,7 +179,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
 
     save("export", config.steps)
     print(f"exported step {config.steps} to {workdir / 'export'}")
-    evaluate.report(translator(), splits, workdir / "export")
+    evaluate.report(translator(), splits, workdir / "export", weights=weights)
     if parallel.is_leader():
         card.write(workdir / "export")
     if (workdir / "best" / "config.json").exists():
@@ -192,9 +190,10 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
 def report_best(workdir: Path, config: ConfigDict, splits: DataSet) -> None:
     """Evaluates the artefact of the best step, where that is not the last one."""
     last, folder = workdir / "export", workdir / "best"
+    weights = judge.Weights.of(config)
     step_of_best = export.describe(folder)["step"]
     print(
-        f"best: step {step_of_best} in {folder}, by {judge.SCORE} on the "
+        f"best: step {step_of_best} in {folder}, by {weights.score} on the "
         + (
             "validation sets"
             if len(splits.valid_source)
@@ -205,7 +204,7 @@ def report_best(workdir: Path, config: ConfigDict, splits: DataSet) -> None:
         if parallel.is_leader():
             shutil.copytree(last, folder, dirs_exist_ok=True)
         return
-    evaluate.report(export.load(folder), splits, folder)
+    evaluate.report(export.load(folder), splits, folder, weights=weights)
     if parallel.is_leader():
         card.write(folder)
 

@@ -14,6 +14,7 @@ import scipy.stats
 from eotjax import sampler
 from eotjax.bridge import (
     Bridge,
+    PairMoments,
     ancestral,
     denser_to_both_ends,
     denser_to_the_end,
@@ -157,6 +158,89 @@ def test_what_a_network_sees_and_learns_has_about_unit_variance(epsilon):
         )
         assert 0.5 < np.std(example.inputs) < 1.5
         assert 0.5 < np.std(example.output) < 1.5
+
+
+MOMENTS = PairMoments(source=0.7, target=1.6, cross=0.5)
+
+
+def pairs_of(moments, n=N):
+    """Gaussian pairs with these second moments."""
+    source, own = jax.random.normal(jax.random.key(0), (2, n, 1))
+    slope = moments.cross / moments.source
+    rest = moments.target - slope * moments.cross
+    x = jnp.sqrt(moments.source) * source
+    return x, slope * x + jnp.sqrt(rest) * own
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 1.0])
+@pytest.mark.parametrize("t", [0.0, 0.2, 0.6, 0.97])
+def test_clean_data_leaves_the_network_what_no_linear_guess_knows(t, epsilon):
+    """Held to a regression of y on x_t."""
+    x, y = pairs_of(MOMENTS)
+    bridge = Bridge(epsilon, MOMENTS)
+    example = bridge.example(jax.random.key(1), x, y, forward(x), jnp.full(N, t))
+    inputs, output = np.asarray(example.inputs)[:, 0], np.asarray(example.output)[:, 0]
+    assert abs(inputs.var() - 1) < 0.05 and abs(output.var() - 1) < 0.05
+    assert abs(np.corrcoef(inputs, output)[0, 1]) < 0.03
+
+    def says_nothing(inputs, t, label):
+        return jnp.zeros_like(inputs)
+
+    # One sampler's step to t = 1 is the network's guess at y.
+    scale = float(jnp.sqrt(jnp.var((1 - t) * x + t * y) + epsilon * t * (1 - t)))
+    x_t = jnp.float32(inputs[:, None] * scale)
+    keys = jax.random.split(jax.random.key(0), N)
+    times = jnp.array([t, 1.0])
+    step = ancestral(epsilon)
+    guess = bridge.sample(says_nothing, keys, x_t, forward(x), times, step)
+    slope = np.polyfit(np.asarray(x_t)[:, 0], np.asarray(y)[:, 0], 1)[0]
+    np.testing.assert_allclose(guess, slope * x_t, atol=0.1)
+
+
+def test_clean_data_is_exact_at_the_end_whatever_the_network_says():
+    seen = []
+
+    def watched(denoise, keys, x_t, past, t, s):
+        seen.append((x_t, denoise(x_t, jnp.float32(1))))
+        return seen[-1]
+
+    with jax.disable_jit():
+        Bridge(EPSILON, MOMENTS).sample(
+            lambda inputs, t, label: 100 * jnp.ones_like(inputs),
+            jax.random.split(jax.random.key(0), 3),
+            jax.random.normal(jax.random.key(0), (3, 2)),
+            jnp.zeros(3, int),
+            jnp.array([0.0, 1.0]),
+            watched,
+        )
+    ((x_t, y),) = seen
+    np.testing.assert_allclose(y, x_t, atol=1e-6)
+
+
+def test_an_example_of_clean_data_gives_its_target_back():
+    x, y = pairs_of(MOMENTS, 100)
+    for t in (0.0, 0.4, 0.9, 1.0):
+        bridge = Bridge(EPSILON, MOMENTS)
+        example = bridge.example(jax.random.key(1), x, y, forward(x), jnp.full(100, t))
+        assert np.isfinite(example.output).all()
+        assert 0.3 < np.std(example.output) < 3
+
+        def network(inputs, t, label, output=example.output):
+            return output
+
+        drift = Bridge(EPSILON).example(
+            jax.random.key(1), x, y, forward(x), jnp.full(100, t)
+        )
+        x_t = drift.inputs * np.sqrt(1 + EPSILON * t * (1 - t))
+        found = bridge.sample(
+            network,
+            jax.random.split(jax.random.key(0), 100),
+            x_t,
+            forward(x_t),
+            jnp.array([t, 1.0]),
+            lambda denoise, keys, x_t, past, t, s: (denoise(x_t, t),) * 2,
+        )
+        np.testing.assert_allclose(found, y, atol=1e-4)
 
 
 class Gaussians(NamedTuple):

@@ -204,7 +204,7 @@ def test_images_that_are_cropped_in_training_are_evaluated_at_their_size(
 
     sample = build.sampling(config, (8, 12, 3), parallel.make_mesh())
     translator = Same(config, (8, 12, 3), {}, sample)
-    result, translated, _ = evaluate.evaluate(translator, splits)
+    result, translated, *_ = evaluate.evaluate(translator, splits)
     np.testing.assert_allclose(translated, splits.test_source / 127.5 - 1, atol=1e-6)
     assert result["rows"]["eotjax"] == result["rows"]["identity"]
     assert result["rows"]["independent"]["transport_cost"] > 0

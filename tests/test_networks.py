@@ -12,7 +12,7 @@ import pytest
 
 from eotjax.embedding import time_embedding
 from eotjax.mlp import MLP
-from eotjax.unet import SelfAttention, UNet
+from eotjax.unet import SelfAttention, UNet, from_patches, to_patches
 
 KEY = jax.random.key(0, impl="rbg")  # compiles in half the time
 COUNTED_UNET = UNet(channels=3, width=8, multipliers=(1, 2), blocks=1, attention=(1,))
@@ -65,6 +65,25 @@ def names_and_sizes(network, shape):
     shapes = jax.eval_shape(network.init, KEY, *inputs(shape))
     flat = jax.tree_util.tree_leaves_with_path(shapes["params"])
     return {jax.tree_util.keystr(path): leaf.size for path, leaf in flat}
+
+
+def test_patches_are_squares_and_come_back():
+    x = np.random.default_rng(0).normal(size=(2, 6, 8, 3)).astype(np.float32)
+    patches = to_patches(jnp.asarray(x), 2)
+    assert patches.shape == (2, 3, 4, 12)
+    square = x[1, 2:4, 6:8]
+    np.testing.assert_array_equal(np.sort(patches[1, 1, 3]), np.sort(square.ravel()))
+    np.testing.assert_array_equal(from_patches(patches, 2), x)
+    np.testing.assert_array_equal(to_patches(jnp.asarray(x), 1), x)
+
+
+def test_a_network_of_patches_gives_what_went_in_its_size():
+    network = UNet(channels=5, width=8, multipliers=(1, 2), blocks=1, patch=4)
+    shapes = jax.eval_shape(network.init_with_output, KEY, *inputs((2, 16, 24, 6)))
+    output, params = shapes
+    assert output.shape == (2, 16, 24, 5)
+    assert params["params"]["conv_in"]["kernel"].shape == (3, 3, 16 * 6, 8)
+    assert params["params"]["conv_out"]["kernel"].shape == (3, 3, 8, 16 * 5)
 
 
 def conv(a, b):
