@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
-from eotjax import build, checks, parallel, plan
+from eotjax import build, checks, latents, parallel, plan
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
+CHANNELS = flags.DEFINE_integer("channels", 32, "of the latents, where there are")
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
 
 
@@ -27,14 +28,29 @@ def main(_) -> None:
     shape = (*c.image_size, 3 if c.tint else c.channels)
     checks.check_shape(config, shape)
     lengths = tuple(map(int, TRAIN_IMAGES.value))
-    stored = (*(n + c.crop_margin for n in c.image_size), c.channels)
-    source, target = (jax.ShapeDtypeStruct((n, *stored), jnp.uint8) for n in lengths)
+    stored, dtype = (*(n + c.crop_margin for n in c.image_size), c.channels), jnp.uint8
+    if config.latent.weights:
+        config.latent.channels = config.latent.channels or CHANNELS.value
+        sides = (n // latents.factor(config) for n in stored[:2])
+        stored = (2 if c.flip else 1, *sides, config.latent.channels)
+        dtype = jnp.float16
+    sets = {"source": lengths[0], "target": lengths[1]}
+    data = {k: jax.ShapeDtypeStruct((n, *stored), dtype) for k, n in sets.items()}
+    if config.coupling.method == "whole":
+        one = jax.ShapeDtypeStruct((1, *build.inner_shape(config, shape)), jnp.float32)
+        (_, points) = jax.eval_shape(plan.embed(config, None), one).shape
+        data |= {
+            f"{k}_points": jax.ShapeDtypeStruct(
+                (config.coupling.copies * n, points), jnp.float32
+            )
+            for k, n in sets.items()
+        }
 
     # Its size changes nothing here.
     config = plan.with_epsilon(config, config.coupling.epsilon)
     training = build.training(config, shape, lengths, mesh)
     state = jax.eval_shape(training.init)
-    lowered = training.step.lower(state, {"source": source, "target": target})
+    lowered = training.step.lower(state, data)
     compiled = lowered.compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     parameters = sum(x.size for x in jax.tree.leaves(state.params))

@@ -149,6 +149,7 @@ def estimator(name: str) -> Callable[[ConfigDict], None]:
 def independent(c: ConfigDict) -> None:
     """The control: pairs drawn without a plan."""
     c.coupling.method = "independent"
+    c.coupling.entropy = 0.0  # which only a plan has
 
 
 def both(c: ConfigDict) -> None:
@@ -171,6 +172,7 @@ def smoke(c: ConfigDict) -> None:
     c.sampling.steps, c.sampling.batch_size, c.sampling.grid = 2, 8, 4
     c.checkpoint.every = 2
     c.known.count = c.known.test_sources = 64
+    c.coupling.copies = 1
     c.tensorboard = False
 
 

@@ -21,6 +21,17 @@ def data_name(config: Mapping) -> str:
     return data["name"] or Path(data["path"]).name or data["kind"]
 
 
+def autoencoder(description: Mapping) -> list[str]:
+    """Whose latents the model works in, and under which licence they were given."""
+    found = description.get("autoencoder")
+    if not found:
+        return []
+    return [
+        f"- **Autoencoder**: `{Path(found['weights']).name}`, frozen, licence "
+        f"{found['license'] or 'unknown'}; its parameters are in autoencoder.npz"
+    ]
+
+
 def text(description: Mapping, evaluation: Mapping) -> str:
     """The card, in Markdown.
 
@@ -53,6 +64,7 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         f"- **Plan**: {figures(description['plan'])} (of the cost |x - y|^2 / 2; "
         "entropy 0 is a matching, 1 no plan)",
         f"- **Sampling**: {sampling['steps']} steps of `{sampling['solver']}`",
+        *autoencoder(description),
         "",
         "## Measures",
         "",

@@ -73,6 +73,9 @@ def save(
         "sha256": sums,
         "config": config.to_dict(),
     }
+    if isinstance(params, latents.Model):
+        c = config.latent
+        description["autoencoder"] = {"weights": c.weights, "license": c.license}
     (path / "config.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -151,8 +154,8 @@ def load(path: str | Path, /, **sampling) -> Translator:
 
     Args:
       path: the folder that `save` wrote, such as workdir/export.
-      **sampling: other values for the config's sampling keys (solver, steps, guidance,
-        temperature, path, batch_size).
+      **sampling: other values for the config's sampling keys (solver, steps,
+        guidance, temperature, path, batch_size).
 
     Raises:
       UserError: nothing, or nothing readable, is there, or a value does not fit.
@@ -190,8 +193,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance",
         type=float,
-        help="weight of the source, where trained without it; of the direction, where a "
-        "bridge was trained in both",
+        help="weight of the source, where trained without it; of the direction, where "
+        "a bridge was trained in both",
     )
     parser.add_argument(
         "--temperature", type=float, help="bridge: of the sampler's noise, 0 to 1"

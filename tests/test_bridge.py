@@ -513,6 +513,57 @@ def test_clipping_keeps_predicted_targets_in_their_range(clip, name):
         np.testing.assert_allclose(end, seen[-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("direction", [0, 1])
+def test_guidance_leads_away_from_the_other_direction(direction):
+    ends = jnp.array([3.0, -1.0])  # of the two directions, wherever one is
+
+    def guided(weight):
+        bridge, seen = Bridge(EPSILON, guidance=weight), []
+
+        def network(inputs, t, label):
+            of_x_t, of_way = units(Bridge(EPSILON), t, inputs)
+            return (ends[label][:, None] - inputs / of_x_t) * of_way
+
+        def watched(denoise, keys, x_t, past, t, s):
+            seen.append(denoise(x_t, t))
+            return x_t, x_t
+
+        with jax.disable_jit():
+            bridge.sample(
+                network,
+                jax.random.split(jax.random.key(0), 2),
+                jnp.ones((2, 1)),
+                jnp.full(2, direction),
+                jnp.array([0.5, 1.0]),
+                watched,
+            )
+        return seen[0]
+
+    own, other = ends[direction], ends[1 - direction]
+    np.testing.assert_allclose(guided(1.0), own, rtol=1e-4)
+    np.testing.assert_allclose(guided(1.5), own + 0.5 * (own - other), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ancestral", "heun", "ddim"])
+def test_temperature_multiplies_the_noises_deviation(name):
+    def deviation(temperature):
+        bridge = Bridge(EPSILON, temperature=temperature)
+        end = bridge.sample(
+            lambda inputs, t, label: jnp.zeros_like(inputs),
+            jax.random.split(jax.random.key(2), N),
+            jnp.full((N, 1), X),
+            jnp.zeros(N, int),
+            jnp.linspace(0, 0.5, 4),
+            bridge.solvers[name].step,
+        )
+        return float(jnp.std(end))
+
+    usual = deviation(1.0)
+    assert usual > 0.1
+    assert deviation(0.4) == pytest.approx(0.4 * usual, rel=0.02)
+    assert deviation(0.0) == pytest.approx(0, abs=1e-4)
+
+
 def test_times_to_both_ends_mirror_each_other():
     times = np.asarray(denser_to_both_ends(6))
     assert times[0] == 0 and times[-1] == 1 and np.all(np.diff(times) > 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from conftest import keys_of
 from ml_collections import ConfigDict
 
@@ -32,7 +33,8 @@ def known_variants(file):
     return str(told.value).partition("there are ")[2].split(", ")
 
 
-# The common variants in two configs, of small networks; cde is what all files choose.
+# The common variants in two configs, of small networks; cde is what all files but one
+# choose.
 COMBINED = ["cdiffe,independent,smoke", "cmde,smoke", "bridge,smoke"]
 
 
@@ -50,14 +52,18 @@ def abstract_data(config, name):
     if "vectors" in name or "known_plan" in name:
         stored, dtype, shape = (5,), jnp.float32, (5,)
     else:
-        height, width = c.image_size
-        stored = (height + c.crop_margin, width + c.crop_margin, c.channels)
-        dtype, shape = jnp.uint8, (height, width, 3 if c.tint else c.channels)
+        stored = (*(side + c.crop_margin for side in c.image_size), c.channels)
+        dtype, shape = jnp.uint8, (*c.image_size, 3 if c.tint else c.channels)
+    if config.latent.weights:
+        config.latent.channels = 32
+        stored, dtype = (2, stored[0] // 8, stored[1] // 8, 32), jnp.float16
     sets = {"source": 100, "target": 90}
     data = {k: jax.ShapeDtypeStruct((n, *stored), dtype) for k, n in sets.items()}
     if config.coupling.method == "whole":
         data |= {
-            f"{k}_points": jax.ShapeDtypeStruct((n, math.prod(shape)), jnp.float32)
+            f"{k}_points": jax.ShapeDtypeStruct(
+                (config.coupling.copies * n, 7), jnp.float32
+            )
             for k, n in sets.items()
         }
     return data, shape
@@ -82,7 +88,7 @@ def test_a_config_describes_a_step_that_keeps_the_state_what_it_is(name):
 
 
 def test_cde_is_the_default_and_variants_are_applied_in_turn():
-    for file in FILES:
+    for file in set(FILES) - {"horse2zebra"}:
         assert get_config(f"{file}:cde") == get_config(file)
     config = get_config("digits:cmde,independent,smoke")
     assert config.estimator.name == "cmde"
@@ -92,7 +98,8 @@ def test_cde_is_the_default_and_variants_are_applied_in_turn():
 
 def test_horse2zebra_has_the_size_that_its_description_says():
     config = plan.with_epsilon(horse2zebra.get_config(), 1.0)
-    training = build.training(config, (256, 256, 3), None, parallel.make_mesh())
+    config.latent.channels = 32
+    training = build.training(config, (256, 256, 3), (9, 9), parallel.make_mesh())
     params = jax.eval_shape(training.init).params
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     assert f"{count / 1e6:.1f} M parameters" in horse2zebra.__doc__
@@ -163,6 +170,16 @@ def test_every_key_is_read_somewhere(read_keys, smoke, image_folder, tmp_path):
         dataset.aligned(smoke(coupling__cost="features"), dataset.load(smoke()))
     whole = smoke(coupling__method="whole")
     train.train(whole, tmp_path / "whole")
+    latent = smoke(
+        data__kind="folder",
+        data__path=str(image_folder),
+        data__channels=3,
+        data__tint=False,
+        data__image_size=(16, 16),
+        latent__weights=str(tiny.save(tmp_path / "weights")),
+        latent__cache=str(tmp_path / "cache"),
+    )
+    train.train(latent, tmp_path / "latent")
     assert set(keys_of(default.get_config())) - read_keys == set()
 
 
