@@ -26,7 +26,7 @@ CHANNELS = (4, 16, 32)  # of the latents, that there are
 CLAMP = 3.0  # latents are squashed into +- this before they are decoded
 
 Images = Float[Array, "b h w 3"]  # in [-1, 1]
-Latents = Float[Array, "b h/8 w/8 c"]
+Latents = Float[Array, "b h_8 w_8 c"]
 
 
 class Block(nn.Module):
@@ -166,6 +166,6 @@ def _path(name: str, array: np.ndarray) -> tuple[str, ...]:
     return (*path, kind)
 
 
-def _to_flax(array: np.ndarray) -> np.ndarray:
-    array = np.asarray(array, np.float32)
+def _to_flax(array: np.ndarray) -> Array:
+    array = jnp.asarray(array, jnp.float32)
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array

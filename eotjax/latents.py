@@ -19,7 +19,7 @@ from eotjax.weights import Weights
 
 BOUND = 4.0  # deviations, that hardly any latent lies beyond
 
-Latents = Float[Array, "b h/8 w/8 c"]  # of mean 0 and variance 1 over the training sets
+Latents = Float[Array, "b h_8 w_8 c"]  # of mean 0 and variance 1 over the training sets
 
 
 class Autoencoder(NamedTuple):
@@ -47,15 +47,22 @@ def encode(space: Autoencoder, images: Images, dtype: DTypeLike) -> Latents:
     """Images in [-1, 1] to standardised latents."""
     module = autoencoder.encoder(space.encoder, dtype)
     raw = jnp.asarray(module.apply({"params": space.encoder}, images))
-    return (raw - space.mean) / space.deviation
+    mean, deviation = _of_channels(space)
+    return (raw - mean) / deviation
 
 
 def decode(space: Autoencoder, latents: Latents, dtype: DTypeLike) -> Images:
     """Standardised latents to images in [-1, 1]."""
     module = autoencoder.decoder(space.decoder, dtype)
-    raw = latents * space.deviation + space.mean
+    mean, deviation = _of_channels(space)
+    raw = latents * deviation + mean
     images = jnp.asarray(module.apply({"params": space.decoder}, raw))
     return jnp.clip(images, -1, 1)
+
+
+def _of_channels(space: Autoencoder) -> tuple[Array, Array]:
+    """Mean and deviation, as images are."""
+    return space.mean[None, None, None], space.deviation[None, None, None]
 
 
 def save(path: Path, space: Autoencoder) -> None:
@@ -142,14 +149,12 @@ def _from_hub(name: str) -> Path:
         raise UserError(f"{told} ({str(error).splitlines()[0]}).") from error
 
 
-def with_moments(
-    space: Autoencoder, sets: list[Float[np.ndarray, "n *_ c"]]
-) -> Autoencoder:
+def with_moments(space: Autoencoder, sets: list[np.ndarray]) -> Autoencoder:
     """The space in which the sets, each counting as much, have mean 0 and variance 1.
 
     Args:
       space: the raw one.
-      sets: raw latents, the channels last.
+      sets: raw latents [n, ..., c].
     """
     first, second = (
         np.mean([_moment(x, power) for x in sets], axis=0) for power in (1, 2)

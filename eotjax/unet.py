@@ -39,14 +39,15 @@ class GroupNorm(nn.Module):
         wide = x.astype(jnp.float32)
         mean = of_group(jnp.mean(wide, axis=(1, 2)))
         square = of_group(jnp.mean(wide**2, axis=(1, 2)))
-        factor = scale * jax.lax.rsqrt(jnp.maximum(square - mean**2, 0) + 1e-6)
-        shift = bias - mean * factor
+        spread = jnp.sqrt(jnp.maximum(square - mean**2, 0) + 1e-6)
+        factor = scale[None] / spread
+        shift = bias[None] - mean * factor
         return (wide * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
 
 
 def to_patches(
     x: Float[Array, "b h w c"], size: int
-) -> Float[Array, "b h/size w/size c*size*size"]:
+) -> Float[Array, "b h_cells w_cells c_cells"]:
     """Squares of size x size pixels as the channels of one position."""
     b, h, w, c = x.shape
     cells = x.reshape(b, h // size, size, w // size, size, c)
@@ -54,8 +55,8 @@ def to_patches(
 
 
 def from_patches(
-    x: Float[Array, "b h w c*size*size"], size: int
-) -> Float[Array, "b h*size w*size c"]:
+    x: Float[Array, "b h_cells w_cells c_cells"], size: int
+) -> Float[Array, "b h w c"]:
     """The inverse of `to_patches`."""
     b, h, w, c = x.shape
     cells = x.reshape(b, h, w, size, size, c // size**2)

@@ -46,8 +46,11 @@ def test_training_sets_become_latents_of_images_and_of_their_mirror_images(confi
     pixels = dataset.load(config).train_source
     for i, mirrored in ((0, False), (4, True)):
         image = pixels.read(i)[:, ::-1] if mirrored else pixels.read(i)
-        z = latents.encode(raw, images.to_float(image[None]), jnp.float32)[0]
-        found = splits.train_source[i, int(mirrored)] * space.deviation + space.mean
+        z = latents.encode(raw, jnp.asarray(images.to_float(image[None])), jnp.float32)[
+            0
+        ]
+        found = splits.train_source[i, int(mirrored)] * np.asarray(space.deviation)
+        found = found + np.asarray(space.mean)
         np.testing.assert_allclose(found, z, atol=0.01 * float(z.std()))
 
 

@@ -62,7 +62,7 @@ def random(make, channels, pooled, seed=0):
     module = make(channels, pooled).eval()
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
+            parameter.add_(0.04 * torch.randn_like(parameter))
     return module
 
 
