@@ -167,5 +167,5 @@ def _path(name: str, array: np.ndarray) -> tuple[str, ...]:
 
 
 def _to_flax(array: np.ndarray) -> Array:
-    array = jnp.asarray(array, jnp.float32)
-    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+    values = jnp.asarray(array, jnp.float32)
+    return values.transpose(2, 3, 1, 0) if array.ndim == 4 else values

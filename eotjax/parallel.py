@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from eotjax.errors import UserError
 from eotjax.step import Data, Metrics, TrainState
 
 
@@ -63,6 +65,41 @@ def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
 def constrain_batch(mesh: Mesh, batch: PyTree) -> PyTree:
     """Inside jit: cuts a batch over the devices."""
     return jax.lax.with_sharding_constraint(batch, split(mesh))
+
+
+def memory(device: jax.Device) -> int:
+    """Bytes that a device may use; a CPU's devices share what the machine has."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total // jax.local_device_count(device.platform)
+
+
+def compiled(function: Any, *arguments: PyTree) -> Callable:
+    """A jitted function compiled for its arguments, if the devices can hold them.
+
+    Raises:
+      UserError: they cannot, by the compiler's own count.
+    """
+    program = function.lower(*arguments).compile()
+    sizes, have = program.memory_analysis(), memory(jax.local_devices()[0])
+    if sizes is None:  # not every backend counts
+        return program
+    need = (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+    )
+    if need > have:
+        raise UserError(
+            f"a training step needs {need / 2**30:.1f} GiB on each device, which has "
+            f"{have / 2**30:.1f}: lower batch_size (and coupling.group_size with it), "
+            "model.width or data.image_size, raise model.patch, or choose a smaller "
+            "variant of the config."
+        )
+    return program
 
 
 def jit_step(

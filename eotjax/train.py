@@ -159,8 +159,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         )
         if start < config.steps:
             print("compiling the step", flush=True)
+            first = next(data)
+            advance = parallel.compiled(training.step, state, first)
+            data = itertools.chain([first], data)
         for done in range(start + 1, config.steps + 1):
-            state, values = training.step(state, next(data))
+            state, values = advance(state, next(data))
             log.add(done, values)
             last = done == config.steps
             stop = interruption.agreed(done) and not last

@@ -114,6 +114,16 @@ def test_the_best_step_is_the_one_of_the_lowest_score(smoke, tmp_path, monkeypat
         assert "# digits" in (tmp_path / name / "README.md").read_text()
 
 
+def test_a_step_that_no_device_can_hold_is_refused_before_it_is_run(
+    smoke, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(parallel, "memory", lambda device: 2**20)
+    with pytest.raises(
+        UserError, match=r"needs 0\.\d GiB .* has 0\.0: lower batch_size"
+    ):
+        train.train(smoke(), tmp_path)
+
+
 def test_a_finished_run_that_is_started_again_changes_nothing(trained, smoke, tmp_path):
     again = tmp_path / "run"
     shutil.copytree(trained, again)
