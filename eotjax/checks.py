@@ -233,13 +233,15 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
         f"{what} cannot be cut into cells of {config.coupling.pool} a side; set "
         "coupling.pool to a divisor of both sides.",
     )
-    halvings, cell = len(config.model.multipliers) - 1, factor * config.model.patch
+    patch, halvings = config.model.patch, len(config.model.multipliers) - 1
+    cell = factor * patch
+    cut = f"cut into patches of {patch} a side and " if patch > 1 else ""
     multiple = cell * 2**halvings
     require(
         shape[0] % multiple == 0 and shape[1] % multiple == 0,
-        f"{what} cannot be cut into patches of {config.model.patch} a side and halved "
-        f"{halvings} times; make data.image_size a multiple of {multiple}, or "
-        "model.patch smaller or model.multipliers shorter.",
+        f"{what} cannot be {cut}halved {halvings} times; make data.image_size a "
+        f"multiple of {multiple}, or {'model.patch smaller or ' if cut else ''}"
+        "model.multipliers shorter.",
     )
     heights = [shape[0] // (cell * 2**level) for level in range(halvings + 1)]
     for height in config.model.attention:

@@ -90,7 +90,9 @@ def test_indices_are_uniform_and_independent_between_the_domains():
 
 def test_streamed_batches_are_the_resident_ones_bit_for_bit():
     resident, streamed = make_draw(), make_draw(lengths=None)
-    lazy = data.Lazy(5, lambda index: SOURCE[index])
+    lazy = data.Lazy(
+        5, lambda index: SOURCE[index], lambda index: SOURCE[index].tobytes()
+    )
     batches = list(stream(source=lazy))
     assert len(batches) == 4
     for number, stored in enumerate(batches):
