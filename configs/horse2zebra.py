@@ -9,9 +9,9 @@ decoder of TAEF2 (github.com/madebyollin/taesd, 5 MB); without it they come from
 Hugging Face hub. --config.judge.classifier=efficientnet-lite0 chooses RUN/best by that
 network's features and measures by them (it needs the extra fid).
 
-A bridge of both directions between the pairs of one plan of the whole sets, with 7.3 M
-parameters. It has run on two CPU cores only, docs/horse2zebra.md: encoding all images
-once takes 13 minutes there, training 85 pairs a second.
+A bridge of both directions between the pairs of one plan of the whole sets, of
+7.3 M parameters. It has run on two CPU cores only, docs/horse2zebra.md: encoding all
+images once takes 13 minutes there, training 85 pairs a second.
 
 :cde and :cdiffe (the estimator of the original slides) draw zebras from noise, beside
 the horse. :pixels trains without an autoencoder, :large a network of 16 times the size;

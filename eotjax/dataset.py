@@ -64,7 +64,9 @@ def load(config: ConfigDict) -> DataSet:
     valid = [centred(x, size) for x in map(data.read_all, held_out, names[:2])]
     test = list(map(data.read_all, splits[2:], names[2:]))
     if c.tint:
-        valid, test = list(map(tint_test, valid)), list(map(tint_test, test))
+        valid, test = (
+            [tint_test(x) if len(x) else x for x in sets] for sets in (valid, test)
+        )
     return DataSet(train[0], train[1], test[0], test[1], resident, *valid)
 
 

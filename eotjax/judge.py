@@ -97,6 +97,10 @@ class Judge:
     def _to_float(self, x: np.ndarray) -> np.ndarray:
         return images.to_float(x) if self._is_image else np.asarray(x)
 
+    def _tinted(self, stored: np.ndarray) -> np.ndarray:
+        """Stored training images as test images are coloured."""
+        return dataset.tint_test(stored) if self._config.data.tint else stored
+
     @cached_property
     def _known(self) -> np.ndarray:
         """Training targets as test targets are: of their size, tinted."""
@@ -104,8 +108,7 @@ class Judge:
         known = data.sample(self._splits.train_target, count)
         if not self._is_image:
             return known
-        if self._config.data.tint:
-            known = dataset.tint_test(known)
+        known = self._tinted(known)
         return self._to_float(images.centre(known, self.source.shape[1:3]))
 
     @cached_property
@@ -152,10 +155,11 @@ class Judge:
         """Of all training targets."""
         domain, size = self._splits.train_target, self.source.shape[1:3]
         parts = (
-            images.centre(data.slice_of(domain, start, PCA_IMAGES), size)
+            data.slice_of(domain, start, PCA_IMAGES)
             for start in range(0, len(domain), PCA_IMAGES)
         )
-        return np.concatenate([self._look(part).features for part in parts])
+        seen = (self._look(images.centre(self._tinted(x), size)) for x in parts)
+        return np.concatenate([part.features for part in seen])
 
     def score(self, y: np.ndarray) -> float:
         """How far translations are from the targets, by `Weights.score`."""

@@ -62,7 +62,8 @@ def decode(space: Autoencoder, latents: Latents, dtype: DTypeLike) -> Images:
 
 def _of_channels(space: Autoencoder) -> tuple[Array, Array]:
     """Mean and deviation, as images are."""
-    return space.mean[None, None, None], space.deviation[None, None, None]
+    mean, deviation = map(jnp.asarray, (space.mean, space.deviation))
+    return mean[None, None, None], deviation[None, None, None]
 
 
 def save(path: Path, space: Autoencoder) -> None:
