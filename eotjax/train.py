@@ -81,6 +81,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     on_device = device_data(config, trained, embed, mesh) if resident else None
     known = run_folder.plan(workdir)
     config = resolve(config, known, trained, on_device, embed, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     held = None
     if config.coupling.method == "whole" and checkpoints.latest_step() is None:

@@ -117,7 +117,7 @@ def test_the_best_step_is_the_one_of_the_lowest_score(smoke, tmp_path, monkeypat
 def test_a_step_that_no_device_can_hold_is_refused_before_it_is_run(
     smoke, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(parallel, "memory", lambda device: 2**20)
+    monkeypatch.setattr(parallel, "memory", lambda device: 2**10)
     with pytest.raises(
         UserError, match=r"needs 0\.\d GiB .* has 0\.0: lower batch_size"
     ):
