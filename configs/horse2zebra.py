@@ -57,7 +57,7 @@ def get_config(variants: str = ""):
     c.optimizer.warmup_steps = 100
 
     c.sampling.steps = 25
-    c.sampling.guidance = 1.5
+    c.sampling.guidance = 1.25
     c.sampling.temperature = 0.4
     c.sampling.batch_size = 16
 

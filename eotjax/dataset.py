@@ -115,10 +115,12 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, data.Domain]:
         held = validation_rows(len(features), config.data.validation)
         if features.ndim != 2 or len(features) - len(held) != len(sets[side]):
             raise UserError(
-                f"{c.features} has features {features.shape} for the {side} set, of "
-                f"whose images {len(sets[side])} are trained on (and a share of "
-                f"{config.data.validation} held out); give float32 [n, d], one row for "
-                "each image in the order of its file names."
+                f"{c.features} has features {features.shape} for the {side} set of "
+                f"{len(sets[side])}"
+                + f" (and {len(held)} held out)"
+                * bool(len(held))
+                + "; give float32 [n, d], one row for each image in the order of its "
+                "file names."
             )
         sets[f"{side}_points"] = np.delete(features, held, axis=0)
     return sets
