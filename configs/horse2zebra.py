@@ -14,7 +14,7 @@ A bridge of both directions between the pairs of one plan of the whole sets, of
 images once takes 13 minutes there, training 85 pairs a second.
 
 :cde and :cdiffe (the estimator of the original slides) draw zebras from noise, beside
-the horse. :pixels trains without an autoencoder, :large a network of 16 times the size;
+the horse. :pixels trains without an autoencoder, :large a network of 17 times the size;
 neither was ever trained to an end. :narrow runs the same code in a minute or two.
 """
 

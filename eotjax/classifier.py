@@ -6,7 +6,7 @@ carries them. Nothing is downloaded.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -87,7 +87,7 @@ def _timm(name: str, weights: str | Path) -> Classify:
 
     if not weights:
         raise UserError(f"the classifier {name} needs the file of its weights.")
-    model = timm.create_model(name, checkpoint_path=str(weights)).eval()
+    model: Any = timm.create_model(name, checkpoint_path=str(weights)).eval()
     data = timm.data.resolve_model_data_config(model)
     mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
 
