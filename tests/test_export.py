@@ -67,6 +67,23 @@ def test_the_artefact_of_a_run_holds_its_averaged_parameters(trained, smoke):
     assert json.loads(json.dumps(result)) == written["forward"]
 
 
+def test_an_artefact_of_the_format_before_is_read(artefact, translator):
+    path = artefact / "config.json"
+    description = json.loads(path.read_text()) | {"format": 2}
+    config = description["config"]
+    del config["latent"], config["judge"]
+    for group, key in (
+        ("model", "patch"),
+        ("estimator", "moments"),
+        ("data", "validation"),
+        ("sampling", "temperature"),
+    ):
+        del config[group][key]
+    path.write_text(json.dumps(description))
+    before = eotjax.load(artefact)
+    np.testing.assert_array_equal(before(SOURCE), translator(SOURCE))
+
+
 def test_what_goes_in_says_what_comes_out(translator):
     out = translator(SOURCE)
     assert out.shape == SOURCE.shape and out.dtype == np.uint8
