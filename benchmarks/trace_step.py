@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
-from eotjax import build, checks, latents, parallel, plan
+from eotjax import build, checks, parallel, plan
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
@@ -31,7 +31,7 @@ def main(_) -> None:
     stored, dtype = (*(n + c.crop_margin for n in c.image_size), c.channels), jnp.uint8
     if config.latent.weights:
         config.latent.channels = config.latent.channels or CHANNELS.value
-        sides = (n // latents.factor(config) for n in stored[:2])
+        sides = (n // checks.factor_of(config) for n in stored[:2])
         stored = (2 if c.flip else 1, *sides, config.latent.channels)
         dtype = jnp.float16
     sets = {"source": lengths[0], "target": lengths[1]}

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
-from eotjax.data import Domain, Lazy
+from eotjax import data
+from eotjax.data import Domain
 
 # uint8 [n, h, w, c], float16 [n, views, h, w, c] (latents) or float32 [n, d]
 Stored = Num[Array, "n ..."]
@@ -148,16 +149,11 @@ def stream(
     def which(key):
         return indices(jax.random.split(key, 3)[0], lengths, batch_size)
 
-    def read(domain: Domain, index: np.ndarray) -> np.ndarray:
-        if isinstance(domain, Lazy):
-            return np.stack([domain.read(int(i)) for i in index])
-        return domain[index]
-
     def gather(step: int) -> dict[str, np.ndarray]:
         with jax.default_device(cpu):
             i, j = jax.tree.map(np.asarray, which(key_of_step(int(step))))
         return {
-            name: read(domain, (i if name.startswith("source") else j)[rows])
+            name: data.at(domain, (i if name.startswith("source") else j)[rows])
             for name, domain in domains.items()
         }
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from eotjax import cost_space, latents, parallel, plan, sampler, schedule, step
 from eotjax.bridge import Bridge, PairMoments
-from eotjax.checks import Shape, choose
+from eotjax.checks import Shape, choose, factor_of
 from eotjax.estimators import ConditionalScore
 from eotjax.mlp import MLP
 from eotjax.unet import UNet
@@ -37,7 +37,7 @@ def inner_shape(config: ConfigDict, shape: Shape) -> Shape:
     if not config.latent.weights:
         return shape
     height, width, _ = shape
-    factor = latents.factor(config)
+    factor = factor_of(config)
     return (height // factor, width // factor, config.latent.channels)
 
 

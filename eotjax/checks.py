@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from eotjax import latents
+from eotjax import autoencoder
 from eotjax.errors import UserError
 
 Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network sees it
@@ -152,11 +152,16 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     )
 
 
+def factor_of(config: ConfigDict) -> int:
+    """Pixels a side of what is one position of the space that a config trains in."""
+    return autoencoder.FACTOR if config.latent.weights else 1
+
+
 def check_latent(config: ConfigDict) -> None:
     """Raises UserError where an autoencoder is asked to encode what it cannot."""
     if not config.latent.weights:
         return
-    c, factor = config.data, latents.factor(config)
+    c, factor = config.data, factor_of(config)
     require(
         c.channels == 3 and not c.tint,
         "the autoencoder takes RGB images: set data.channels = 3 and data.tint = "
@@ -223,7 +228,7 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
     if len(shape) == 1:
         require(not pooled, "vectors cannot be pooled; choose another coupling.cost.")
         return
-    factor = latents.factor(config)
+    factor = factor_of(config)
     what = f"images of {shape[0]}x{shape[1]}"
     if factor > 1:
         what += f" (latents of an {'eighth' if factor == 8 else factor} of that)"

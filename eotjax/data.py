@@ -5,7 +5,7 @@ import hashlib
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -140,20 +140,17 @@ def fingerprint(domain: Domain) -> bytes:
     return digest.digest()
 
 
-def slice_of(domain: Domain, start: int, count: int) -> np.ndarray:
-    """At most `count` of a domain's images from number `start` on, decoded."""
-    index = range(start, min(start + count, len(domain)))
+def at(domain: Domain, index: Iterable[int]) -> np.ndarray:
+    """The images of a domain that `index` names, in its order, decoded."""
     if isinstance(domain, np.ndarray):
-        return domain[index.start : index.stop]
-    return np.stack([domain.read(i) for i in index])
+        return domain[np.asarray(index)]
+    return np.stack([domain.read(int(i)) for i in index])
 
 
 def sample(domain: Domain, count: int) -> np.ndarray:
     """At most `count` of a domain's images, evenly spread, decoded."""
     chosen = np.linspace(0, len(domain) - 1, min(count, len(domain))).astype(int)
-    if isinstance(domain, np.ndarray):
-        return domain[chosen]
-    return np.stack([domain.read(int(index)) for index in chosen])
+    return at(domain, chosen)
 
 
 def digits(size: tuple[int, int]) -> Four[np.ndarray]:

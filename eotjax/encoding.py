@@ -116,20 +116,11 @@ def encode(domain: Domain, space: Autoencoder, *, views: int, label: str) -> np.
 
     Args:
       domain: of uint8 images.
-      space: whose encoder is used.
+      space: the raw one, whose mean is 0 and deviation 1.
       views: 1, or 2 with the mirror images.
       label: of the progress that is shown.
     """
-    one = jax.jit(
-        partial(
-            latents.encode,
-            space._replace(
-                mean=jnp.zeros_like(space.mean),
-                deviation=jnp.ones_like(space.deviation),
-            ),
-            dtype=jnp.float32,
-        )
-    )
+    one = jax.jit(partial(latents.encode, space, dtype=jnp.float32))
     found: list[np.ndarray] = []
     waiting: list[np.ndarray] = []
 

@@ -139,7 +139,9 @@ def report(
         if len(translator.shape) == 3 and parallel.is_leader():
             ending = "" if direction == "forward" else f"_{direction}"
             source = turned(splits, direction).test_source
-            translated, nearest = map(images.to_uint8, found[1::2])
+            translated, nearest = map(
+                images.to_uint8, (found.translated, found.nearest)
+            )
             count = translator.config.sampling.grid
             pictures = {
                 "translations": overview(count, source, translated, nearest),

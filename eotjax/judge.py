@@ -155,7 +155,7 @@ class Judge:
         """Of all training targets."""
         domain, size = self._splits.train_target, self.source.shape[1:3]
         parts = (
-            data.slice_of(domain, start, PCA_IMAGES)
+            data.at(domain, range(start, min(start + PCA_IMAGES, len(domain))))
             for start in range(0, len(domain), PCA_IMAGES)
         )
         seen = (self._look(images.centre(self._tinted(x), size)) for x in parts)

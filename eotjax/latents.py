@@ -10,7 +10,6 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
-from ml_collections import ConfigDict
 
 from eotjax import autoencoder, weights
 from eotjax.autoencoder import Images
@@ -36,11 +35,6 @@ class Model(NamedTuple):
 
     network: PyTree
     space: Autoencoder
-
-
-def factor(config: ConfigDict) -> int:
-    """Pixels a side of what is one position of the space that a config trains in."""
-    return autoencoder.FACTOR if config.latent.weights else 1
 
 
 def encode(space: Autoencoder, images: Images, dtype: DTypeLike) -> Latents:

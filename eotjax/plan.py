@@ -16,7 +16,6 @@ from eotjax import (
     cost_space,
     coupling,
     data,
-    latents,
     pairing,
     parallel,
     potentials,
@@ -24,7 +23,7 @@ from eotjax import (
 from eotjax import epsilon as search
 from eotjax.batch import Data
 from eotjax.bridge import PairMoments
-from eotjax.checks import choose, outlasts_a_step
+from eotjax.checks import choose, factor_of, outlasts_a_step
 from eotjax.coupling import PlanStats, Solver
 from eotjax.data import DataSet, Domain
 from eotjax.potentials import Plan, RowBlocks
@@ -49,7 +48,7 @@ def solver(config: ConfigDict, epsilon: float | Array | None = None) -> Solver:
 def view(config: ConfigDict) -> batch.View:
     """Stored images, latents or vectors as training sees them."""
     c = config.data
-    height, width = (side // latents.factor(config) for side in c.image_size)
+    height, width = (side // factor_of(config) for side in c.image_size)
     return batch.make_view(size=(height, width), flip=c.flip, tinted=c.tint)
 
 

@@ -4,7 +4,8 @@ import contextlib
 import itertools
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -80,7 +81,8 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     embed = plan.embed(config, trained)
     on_device = device_data(config, trained, embed, mesh) if resident else None
     known = run_folder.plan(workdir)
-    config = resolve(config, known, trained, on_device, embed, mesh)
+    batches = partial(batches_from, config, trained, on_device, mesh)
+    config = resolve(config, known, batches, resident, embed, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     held = None
@@ -89,7 +91,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         held = whole_plan(config, on_device, mesh)
     if build.needs_moments(config):
         config.estimator.moments = known.moments or measure_moments(
-            config, held, trained, on_device, embed, mesh
+            config, held, batches(0), resident, embed, mesh
         )
     training = build.training(config, shape, resident, mesh, embed)
     sample = build.sampling(config, shape, mesh)
@@ -153,11 +155,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         contextlib.closing(checkpoints),  # also where the run fails
         contextlib.closing(writer),
     ):
-        data = (
-            itertools.repeat(on_device)
-            if on_device is not None
-            else streamed(config, trained, start, mesh)
-        )
+        data = batches(start)
         if start < config.steps:
             print("compiling the step", flush=True)
             first = next(data)
@@ -302,19 +300,12 @@ def told(config: ConfigDict, splits: DataSet, shape: Shape, resident: bool) -> s
 def measure_moments(
     config: ConfigDict,
     held: pairing.Held | None,
-    trained: DataSet,
-    on_device: step.Data | None,
+    batches: Iterator[step.Data],
+    lengths: tuple[int, int] | None,
     embed: cost_space.Embed,
     mesh: Mesh,
 ) -> PairMoments:
     """The second moments of the pairs of a run's first steps."""
-    lengths = None
-    batches: Iterator[step.Data]
-    if on_device is None:
-        batches = streamed(config, trained, 0, mesh)
-    else:
-        batches = itertools.repeat(on_device)
-        lengths = (len(on_device["source"]), len(on_device["target"]))
     if held is None:
         held = plan.nothing_held(config, lengths)
     draw = plan.pair(config, embed, plan.solver(config), lengths, mesh)
@@ -330,28 +321,36 @@ def measure_moments(
 def resolve(
     config: ConfigDict,
     known: run_folder.Plan,
-    splits: DataSet,
-    on_device: step.Data | None,
+    batches: Callable[[int], Iterator[step.Data]],
+    lengths: tuple[int, int] | None,
     embed: cost_space.Embed,
     mesh: Mesh,
 ) -> ConfigDict:
     """The config with its epsilon in units of the cost: the run's, or found now."""
 
     def trials() -> plan.Trials:
-        if on_device is None:
-            first = itertools.islice(
-                streamed(config, splits, 0, mesh), plan.CALIBRATION_STEPS
-            )
-            return plan.try_groups(config, embed, list(first), None, mesh)
         if config.coupling.method == "whole":
-            return plan.try_whole(config, plan.costs(config, on_device, mesh), mesh)
-        same = [on_device] * plan.CALIBRATION_STEPS
-        lengths = (len(on_device["source"]), len(on_device["target"]))
-        return plan.try_groups(config, embed, same, lengths, mesh)
+            costs = plan.costs(config, next(batches(0)), mesh)
+            return plan.try_whole(config, costs, mesh)
+        first = list(itertools.islice(batches(0), plan.CALIBRATION_STEPS))
+        return plan.try_groups(config, embed, first, lengths, mesh)
 
     epsilon = known.epsilon or plan.find_epsilon(config, trials)
     print(f"epsilon: {epsilon:.4g} in units of |x - y|^2 / 2")
     return plan.with_epsilon(config, epsilon)
+
+
+def batches_from(
+    config: ConfigDict,
+    splits: DataSet,
+    on_device: step.Data | None,
+    mesh: Mesh,
+    start: int,
+) -> Iterator[step.Data]:
+    """What the steps from `start` on draw from: the whole sets, or streamed batches."""
+    if on_device is not None:
+        return itertools.repeat(on_device)
+    return streamed(config, splits, start, mesh)
 
 
 def streamed(

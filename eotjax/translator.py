@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from eotjax import build, images, latents, parallel, stablehlo
-from eotjax.checks import Shape, check_guidance, choose, require
+from eotjax import build, images, parallel, stablehlo
+from eotjax.checks import Shape, check_guidance, choose, factor_of, require
 from eotjax.errors import UserError
 from eotjax.metrics import Progress
 
@@ -50,7 +50,7 @@ class Translator:
         """Images of any size have heights and widths that are multiples of this."""
         c = self.config
         halvings = len(c.model.multipliers) - 1
-        return latents.factor(c) * c.model.patch * 2**halvings
+        return factor_of(c) * c.model.patch * 2**halvings
 
     def using(self, **sampling) -> "Translator":
         """The same parameters with other values of the config's sampling keys.

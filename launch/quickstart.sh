@@ -16,7 +16,7 @@ run=workdir/digits
 cat <<END
 
 Look at
-  $run/export/translations.png   held-out twos above, their translations below
-  $run/samples/                  the same during training
+  $run/export/translations.png   held-out twos, their translations, and the training threes nearest to them
+  $run/samples/                  twos and their translations during training
   $run/twos/, $run/threes/       a folder of images and its translation
 END
