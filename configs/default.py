@@ -86,6 +86,14 @@ def get_config(variants: str = "") -> ConfigDict:
     # its drift, and data, exact at the end
     c.estimator.moments = ()  # bridge, data: E x^2, E y^2, E x y a value; (): measured
 
+    c.refit = ConfigDict()  # of a bridge of both directions: pairs that it makes itself
+    c.refit.after = 0  # steps on the plan's pairs alone; 0: these to the end
+    c.refit.every = 1_000  # steps until it makes them anew
+    c.refit.plan = 0.25  # share of the pairs that the plan goes on drawing
+    c.refit.copies = 1  # views of each image that pairs are made of
+    c.refit.steps = 12  # of the sampler that makes them
+    c.refit.guidance = 1.0  # of that sampler, as sampling.guidance
+
     c.schedule = ConfigDict()  # of all but a bridge
     c.schedule.name = "vp_cosine"  # vp_linear, vp_cosine or ve
     c.schedule.beta_min = 0.1  # vp_linear

@@ -11,7 +11,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt32
 from ml_collections import ConfigDict
 
-from eotjax import cost_space, latents, parallel, plan, sampler, schedule, step
+from eotjax import (
+    cost_space,
+    latents,
+    parallel,
+    plan,
+    refit,
+    sampler,
+    schedule,
+    step,
+)
 from eotjax.bridge import Bridge, PairMoments
 from eotjax.checks import Shape, choose, factor_of
 from eotjax.estimators import ConditionalScore
@@ -175,7 +184,12 @@ def training(
 
     def init() -> step.TrainState:
         params = net.init(jax.random.key(config.seed), *inputs(config, shape))
-        return step.init(params["params"], update, plan.nothing_held(config, lengths))
+        return step.init(
+            params["params"],
+            update,
+            plan.nothing_held(config, lengths),
+            makes_pairs=config.refit.after > 0,
+        )
 
     def apply(params, inputs: Array, t: Array, label: Array, key: Array) -> Any:
         return net.apply(
@@ -224,16 +238,7 @@ def sample(config: ConfigDict, shape: Shape) -> Sample:
 
     Translation i is a function of seed, number[i], direction[i] and source[i] alone.
     """
-    net = network(config, shape)
-    estimate = estimator(config, shape)
-    solver = choose(estimate.solvers, config.sampling.solver, "sampling.solver")
-    times = solver.times(config.sampling.steps)
-
-    def between_points(params, keys, source, direction):
-        def apply(inputs: Array, t: Array, label: Array) -> Any:
-            return net.apply({"params": params}, inputs, t, label)
-
-        return estimate.sample(apply, keys, source, direction, times, solver.step)
+    between_points = sample_points(config, shape)
 
     def between_images(model, keys, source, direction):
         dtype = compute_dtype(config)
@@ -247,6 +252,42 @@ def sample(config: ConfigDict, shape: Shape) -> Sample:
         return inner(params, sampler.keys_of(seed, number, source), source, direction)
 
     return translate
+
+
+def sample_points(
+    config: ConfigDict, shape: Shape
+) -> Callable[[step.Params, sampler.Keys, Array, Array], Array]:
+    """Wires `sample` where it diffuses: (params, keys, source, direction) -> ends."""
+    net = network(config, shape)
+    estimate = estimator(config, shape)
+    solver = choose(estimate.solvers, config.sampling.solver, "sampling.solver")
+    times = solver.times(config.sampling.steps)
+
+    def translate(params, keys, source, direction):
+        def apply(inputs: Array, t: Array, label: Array) -> Any:
+            return net.apply({"params": params}, inputs, t, label)
+
+        return estimate.sample(apply, keys, source, direction, times, solver.step)
+
+    return translate
+
+
+def pair_maker(
+    config: ConfigDict, shape: Shape, mesh: Mesh
+) -> Callable[[step.Params, step.Data, int], step.Data]:
+    """Wires the making of a bridge's own pairs: by the process that it has learnt."""
+    own = config.copy_and_resolve_references()
+    own.sampling.solver, own.sampling.temperature = "ancestral", 1.0
+    own.sampling.steps = config.refit.steps
+    own.sampling.guidance = config.refit.guidance
+    return refit.maker(
+        sample_points(own, shape),
+        views=plan.fixed_views(config),
+        copies=config.refit.copies,
+        at_once=config.sampling.batch_size,
+        seed=config.seed,
+        mesh=mesh,
+    )
 
 
 def sampling(config: ConfigDict, shape: Shape, mesh: Mesh) -> Callable[..., Array]:

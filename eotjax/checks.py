@@ -58,6 +58,9 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         ("coupling.max_iterations", c.coupling.max_iterations),
         ("coupling.pool", c.coupling.pool),
         ("model.patch", c.model.patch),
+        ("refit.every", c.refit.every),
+        ("refit.copies", c.refit.copies),
+        ("refit.steps", c.refit.steps),
         ("coupling.components", c.coupling.components),
         ("coupling.copies", c.coupling.copies),
         ("coupling.draws", draws),
@@ -95,6 +98,7 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     )
     check_guidance(c)
     check_latent(c)
+    check_refit(c)
     validation = c.data.validation
     require(
         0 <= validation < 1,
@@ -216,6 +220,22 @@ def check_guidance(config: ConfigDict) -> None:
     )
 
 
+def check_refit(config: ConfigDict) -> None:
+    """Raises UserError where a bridge cannot make its own pairs."""
+    c = config.refit
+    require(
+        c.after >= 0 and 0 <= c.plan <= 1,
+        f"refit.after is {c.after} and refit.plan {c.plan}; the first is a number of "
+        "steps, the second a share in 0 to 1.",
+    )
+    both = config.estimator.direction == "both"
+    require(
+        not c.after or (config.estimator.name == "bridge" and both),
+        "only a bridge of both directions makes its own pairs; set estimator.name = "
+        "'bridge' and estimator.direction = 'both', or refit.after = 0.",
+    )
+
+
 def outlasts_a_step(config: ConfigDict) -> bool:
     """Whether one plan of a group serves several steps."""
     c = config.coupling
@@ -266,6 +286,11 @@ def check_coupling(config: ConfigDict, resident: bool) -> None:
         "a plan larger than a batch needs the training sets on the device; raise "
         "data.device_gib, or set coupling.method = 'entropic', coupling.group_size to "
         f"at most {config.batch_size} and coupling.draws = 1.",
+    )
+    require(
+        resident or not config.refit.after,
+        "a bridge makes its own pairs of training sets on the device; raise "
+        "data.device_gib or set refit.after = 0.",
     )
     require(
         c.copies == 1 or c.cost != "features",

@@ -97,19 +97,18 @@ class Judge:
     def _to_float(self, x: np.ndarray) -> np.ndarray:
         return images.to_float(x) if self._is_image else np.asarray(x)
 
-    def _tinted(self, stored: np.ndarray) -> np.ndarray:
-        """Stored training images as test images are coloured."""
-        return dataset.tint_test(stored) if self._config.data.tint else stored
+    def _as_tested(self, stored: np.ndarray) -> np.ndarray:
+        """Stored training images as test images are: of their size, tinted."""
+        if self._config.data.tint:
+            stored = dataset.tint_test(stored)
+        return images.centre(stored, self.source.shape[1:3])
 
     @cached_property
     def _known(self) -> np.ndarray:
         """Training targets as test targets are: of their size, tinted."""
         count = max(PCA_IMAGES, len(self.source))
         known = data.sample(self._splits.train_target, count)
-        if not self._is_image:
-            return known
-        known = self._tinted(known)
-        return self._to_float(images.centre(known, self.source.shape[1:3]))
+        return self._to_float(self._as_tested(known)) if self._is_image else known
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -153,12 +152,12 @@ class Judge:
     @cached_property
     def _training_features(self) -> Float[np.ndarray, "n d"]:
         """Of all training targets."""
-        domain, size = self._splits.train_target, self.source.shape[1:3]
+        domain = self._splits.train_target
         parts = (
-            data.at(domain, range(start, min(start + PCA_IMAGES, len(domain))))
+            range(start, min(start + PCA_IMAGES, len(domain)))
             for start in range(0, len(domain), PCA_IMAGES)
         )
-        seen = (self._look(images.centre(self._tinted(x), size)) for x in parts)
+        seen = (self._look(self._as_tested(data.at(domain, part))) for part in parts)
         return np.concatenate([part.features for part in seen])
 
     def score(self, y: np.ndarray) -> float:
@@ -197,13 +196,17 @@ class Judge:
         return measures.frechet_distance(self.features(y), self.features(self.target))
 
     def nearest(self, y: np.ndarray) -> np.ndarray:
-        """The training target that is nearest to each translation, among some."""
-        features = (
-            self.features
-            if not self._weights.classifier
-            else (lambda x: self._look(images.to_uint8(x)).features)
-        )
-        return self._known[measures.nearest(features(y), features(self._known))]
+        """The training target that is nearest to each translation.
+
+        Of all in a classifier's features; else of some, in principal components.
+        """
+        if not self._weights.classifier:
+            found = measures.nearest(self.features(y), self.features(self._known))
+            return self._known[found]
+        features = self._look(images.to_uint8(y)).features
+        found = measures.nearest(features, self._training_features)
+        domain = self._splits.train_target
+        return self._to_float(self._as_tested(data.at(domain, found)))
 
     def realism(self, y: np.ndarray) -> Float[np.ndarray, "n"]:
         """Distance of each translation's features to the nearest training target's."""

@@ -19,6 +19,7 @@ from eotjax import (
     pairing,
     parallel,
     potentials,
+    refit,
 )
 from eotjax import epsilon as search
 from eotjax.batch import Data
@@ -124,7 +125,37 @@ def pair(
     lengths: tuple[int, int] | None,
     mesh: Mesh,
 ) -> pairing.Pairing:
-    """Where a step's pairs come from.
+    """Where a step's pairs come from: plans, and perhaps the bridge itself."""
+    return refit.mixed(
+        pair_by_plans(config, embed, settings, lengths, mesh),
+        views=fixed_views(config),
+        share=config.refit.plan,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        constrain=partial(parallel.constrain_batch, mesh),
+    )
+
+
+def fixed_views(config: ConfigDict) -> refit.Views:
+    """The views of the training sets that stay the same over the run, by number."""
+
+    def views(data: Data, side: str, index: Array) -> Array:
+        each = pairing.views_of_all(
+            view(config), data[side], name=side, seed=config.seed
+        )
+        return each(index)
+
+    return views
+
+
+def pair_by_plans(
+    config: ConfigDict,
+    embed: cost_space.Embed,
+    settings: Solver,
+    lengths: tuple[int, int] | None,
+    mesh: Mesh,
+) -> pairing.Pairing:
+    """Where the pairs of plans come from.
 
     Args:
       config: the whole config.
@@ -174,9 +205,7 @@ def all_points(
         return {name: sets[name] for name in ("source_points", "target_points")}
 
     def side(name: str) -> Array:
-        views = pairing.views_of_all(
-            view(config), sets[name], name=name, seed=config.seed
-        )
+        views = partial(fixed_views(config), sets, name)
         count = config.coupling.copies * len(sets[name])
         index = np.arange(-(-count // VIEWS_AT_ONCE) * VIEWS_AT_ONCE) % count
         parts = jax.lax.map(

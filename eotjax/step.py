@@ -25,6 +25,7 @@ class TrainState(NamedTuple):
     ema_params: Params
     opt_state: optax.OptState
     held: Held = ()  # of the plans, where they outlast a step
+    maker: Params = ()  # those that made the pairs in use, where the bridge makes any
 
 
 @runtime_checkable
@@ -40,15 +41,20 @@ Apply = Callable[[Params, Array, Array, Label, Key[Array, ""]], Array]
 
 
 def init(
-    params: Params, optimizer: optax.GradientTransformation, held: Held = ()
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    held: Held = (),
+    *,
+    makes_pairs: bool = False,
 ) -> TrainState:
-    """The state before the first step; the average starts at the parameters."""
+    """The state before the first step; the averages start at the parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
         held=held,
+        maker=jax.tree.map(jnp.copy, params) if makes_pairs else (),
     )
 
 
@@ -110,7 +116,7 @@ def make_train_step(
                 f"plan/{name}": jnp.mean(x) for name, x in pairs.stats._asdict().items()
             },
         }
-        return TrainState(
+        return state._replace(
             step=state.step + 1,
             params=params,
             ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),

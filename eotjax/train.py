@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh, NamedSharding
@@ -32,6 +33,7 @@ from eotjax import (
     parallel,
     plan,
     potentials,
+    refit,
     run_folder,
     step,
 )
@@ -94,6 +96,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             config, held, batches(0), resident, embed, mesh
         )
     training = build.training(config, shape, resident, mesh, embed)
+    make_pairs = build.pair_maker(config, shape, mesh)
     sample = build.sampling(config, shape, mesh)
     run_folder.claim(workdir, asked, run_folder.of(config))
     state = first_state(training, checkpoints, parallel.replicated(mesh))
@@ -155,13 +158,21 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         contextlib.closing(checkpoints),  # also where the run fails
         contextlib.closing(writer),
     ):
-        data = batches(start)
-        if start < config.steps:
-            print("compiling the step", flush=True)
-            first = next(data)
-            advance = parallel.compiled(training.step, state, first)
-            data = itertools.chain([first], data)
+        data, advance = batches(start), None
+        rounds = refit.number(config.refit, start - 1)
         for done in range(start + 1, config.steps + 1):
+            earlier, rounds = rounds, refit.number(config.refit, done - 1)
+            if rounds > earlier:
+                state = state._replace(maker=jax.tree.map(jnp.copy, state.ema_params))
+            if rounds > earlier or (rounds and advance is None):
+                assert on_device is not None  # checked with the data
+                made = make_pairs(state.maker, on_device, rounds)
+                data = itertools.repeat(on_device | made)
+            if advance is None or rounds > earlier == 0:
+                print("compiling the step", flush=True)
+                first = next(data)
+                advance = parallel.compiled(training.step, state, first)
+                data = itertools.chain([first], data)
             state, values = advance(state, next(data))
             log.add(done, values)
             last = done == config.steps

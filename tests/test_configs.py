@@ -14,7 +14,7 @@ from conftest import keys_of
 from ml_collections import ConfigDict
 
 from configs import default, digits, horse2zebra, known_plan
-from eotjax import build, checks, dataset, parallel, plan, train
+from eotjax import build, checks, dataset, parallel, plan, refit, train
 from eotjax.errors import UserError
 
 FILES = sorted(Path(default.__file__).parent.glob("*.py"))
@@ -163,6 +163,7 @@ def test_every_key_is_read_somewhere(read_keys, smoke, image_folder, tmp_path):
     with pytest.raises(UserError):
         dataset.load(smoke(data__kind="tfds", data__name="no_such_set"))
     dataset.load(known_plan.get_config("smoke"))
+    refit.number(smoke(refit__after=1).refit, 1)
     for name in ("pooled", "pca"):
         config = smoke(coupling__cost=name)
         plan.embed(config, dataset.load(config))

@@ -186,6 +186,36 @@ def test_a_plan_that_outlasts_a_step_outlasts_a_restart(
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
+@pytest.mark.parametrize("stop", [4, 7], ids=["before", "between"])
+def test_pairs_that_a_bridge_makes_outlast_a_restart(
+    vectors, tmp_path, interrupt, one_device, stop
+):
+    """Made after 4 steps and 6; the run is stopped before either, or between them."""
+    config = vectors(
+        steps=8,
+        checkpoint__every=1_000,
+        estimator__name="bridge",
+        estimator__direction="both",
+        refit__after=4,
+        refit__every=2,
+        refit__copies=2,
+        refit__steps=3,
+    )
+    interrupt(None)
+    assert train.train(config, tmp_path / "whole")
+    interrupt(stop)
+    assert not train.train(config, tmp_path / "cut")
+    interrupt(None)
+    assert train.train(config, tmp_path / "cut")
+    states = [final_state(config, tmp_path / name) for name in ("whole", "cut")]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    moved = jax.tree.map(np.array_equal, states[0].maker, states[0].ema_params)
+    assert not all(jax.tree.leaves(moved))  # those of step 6
+    config.refit.after = 0
+    assert train.train(config, tmp_path / "plan")
+    assert lines(tmp_path / "plan")[-1]["loss"] != lines(tmp_path / "cut")[-1]["loss"]
+
+
 def test_a_whole_plan_is_solved_once_and_kept_before_the_first_step(
     vectors, tmp_path, interrupt, one_device, monkeypatch
 ):

@@ -1,0 +1,149 @@
+"""Pairs that a bridge makes itself: iterative Markovian fitting.
+
+A bridge learnt between the pairs of any plan keeps both distributions and brings their
+points nearer to each other than the plan had them. Run from all sources to targets, and
+back from all targets to sources, it gives new pairs, real on the side that is to be
+learnt next. The Schroedinger bridge is the fixed point (Shi et al. 2023, arXiv
+2303.16852, algorithm 1; Peluchetti 2023, arXiv 2304.00917).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree, UInt32
+from ml_collections import ConfigDict
+
+from eotjax import batch, parallel, sampler
+from eotjax.batch import Data
+from eotjax.estimators import expand
+from eotjax.metrics import Progress
+from eotjax.pairing import Constrain, Pairing
+from eotjax.sampler import Image, Keys
+
+SIDES = ("source", "target")
+# (data, side, index) -> the fixed views of that side's training set, by number
+Views = Callable[[Data, str, Int[Array, "b"]], Float[Array, "b ..."]]
+# (params, keys, images, direction) -> where the bridge leads
+Bridge = Callable[[PyTree, Keys, Image, Int[Array, "b"]], Image]
+
+
+def number(refit: ConfigDict, step: int) -> int:
+    """How often pairs were made before step `step` + 1; 0 where they never are."""
+    if not refit.after or step < refit.after:
+        return 0
+    return 1 + (step - refit.after) // refit.every
+
+
+def made(side: str) -> str:
+    """The name, in a step's data, of what was made for a side from views of the other.
+
+    Row i of `made("source")` is where view i of the targets came from, of
+    `made("target")` where view i of the sources went.
+    """
+    return f"{side}_made"
+
+
+def mixed(
+    draw: Pairing,
+    *,
+    views: Views,
+    share: float,
+    batch_size: int,
+    seed: int,
+    constrain: Constrain,
+) -> Pairing:
+    """Pairs of a plan, and pairs that the bridge has made where `data` holds any.
+
+    Args:
+      draw: the plan's pairs.
+      views: real ones.
+      share: of the pairs that the plan goes on drawing.
+      batch_size: pairs a step.
+      seed: the run's.
+      constrain: lays a batch out over the devices.
+
+    Every second pair is turned round later, to learn the way back: its source is real
+    and its target made; of the others the target is real and the source made.
+    """
+    of_plan = round(share * batch_size)
+
+    def pairs(step, held, data):
+        drawn = draw(step, held, data)
+        if made("source") not in data:
+            return drawn
+        key = jax.random.fold_in(batch.keys(seed, step)[0], 1)
+
+        def own(key, side, other):
+            ends = data[made(other)]
+            index = constrain(jax.random.randint(key, (batch_size,), 0, len(ends)))
+            return views(data, side, index), ends[index].astype(jnp.float32)
+
+        key_source, key_target = jax.random.split(key)
+        real_source, made_target = own(key_source, "source", "target")
+        real_target, made_source = own(key_target, "target", "source")
+        rows = expand(jnp.arange(batch_size), real_source)
+        turned, old = rows % 2 == 1, rows < of_plan
+        source = jnp.where(turned, real_source, made_source)
+        target = jnp.where(turned, made_target, real_target)
+        return drawn._replace(
+            source=jnp.where(old, drawn.source, source),
+            target=jnp.where(old, drawn.target, target),
+        )
+
+    return pairs
+
+
+def maker(
+    bridge: Bridge,
+    *,
+    views: Views,
+    copies: int,
+    at_once: int,
+    seed: int,
+    mesh: Mesh,
+) -> Callable[[PyTree, Data, int], Data]:
+    """Builds make(params, data, number): the ends of all views, both ways.
+
+    Args:
+      bridge: the sampler.
+      views: of `data`.
+      copies: views of each stored image.
+      at_once: views translated at once; a multiple of the devices.
+      seed: the run's.
+      mesh: of all devices.
+    """
+    whole, cut = parallel.replicated(mesh), parallel.split(mesh)
+
+    def jitted(side: str):
+        def send(params: PyTree, data: Data, number: UInt32[Array, ""], index: Array):
+            start = views(data, side, index)
+            numbers = jnp.full(index.shape, number)
+            keys = sampler.keys_of(jnp.uint32(seed), numbers, start)
+            way = jnp.full(index.shape, SIDES.index(side))
+            return bridge(params, keys, start, way).astype(jnp.float16)
+
+        return jax.jit(
+            send, in_shardings=(whole, whole, None, cut), out_shardings=whole
+        )
+
+    programs = {side: jitted(side) for side in SIDES}
+
+    def make(params: PyTree, data: Data, number: int) -> Data:
+        counts = {side: copies * len(data[side]) for side in SIDES}
+        report = Progress("making pairs", sum(counts.values()), "images")
+        ends = {}
+        for side, other in (SIDES, SIDES[::-1]):
+            parts = []
+            for start in range(0, counts[side], at_once):
+                index = np.arange(start, start + at_once) % counts[side]
+                rows = parallel.put(index, cut)
+                part = programs[side](params, data, jnp.uint32(number), rows)
+                parts.append(np.asarray(part)[: counts[side] - start])
+                report.update(len(parts[-1]))
+            ends[made(other)] = parallel.put(np.concatenate(parts), whole)
+        return ends
+
+    return make
