@@ -93,6 +93,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.refit.copies = 1  # views of each image that pairs are made of
     c.refit.steps = 12  # of the sampler that makes them
     c.refit.guidance = 1.0  # of that sampler, as sampling.guidance
+    c.refit.temperature = 1.0  # of that sampler, as sampling.temperature
 
     c.schedule = ConfigDict()  # of all but a bridge
     c.schedule.name = "vp_cosine"  # vp_linear, vp_cosine or ve
@@ -116,6 +117,7 @@ def get_config(variants: str = "") -> ConfigDict:
 
     c.optimizer = ConfigDict()  # AdamW, linear warm-up, cosine decay
     c.optimizer.learning_rate = 3e-4
+    c.optimizer.muon = 0.0  # learning rate of matrices, moved by Muon; 0: AdamW's
     c.optimizer.warmup_steps = 500
     c.optimizer.final_fraction = 0.0  # of learning_rate, at the last step
     c.optimizer.clip_norm = 1.0  # largest global norm of a gradient

@@ -47,6 +47,12 @@ def get_config(variants: str = ""):
     c.estimator.epsilon = 1.0
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
+    c.refit.after = 1_500
+    c.refit.every = 1_000
+    c.refit.steps = 10
+    c.refit.guidance = 1.4
+    c.refit.temperature = 0.7
+
     c.model.patch = 2
     c.model.width = 64
     c.model.multipliers = (1, 2, 3)
@@ -54,6 +60,7 @@ def get_config(variants: str = ""):
     c.model.attention = (8,)
 
     c.optimizer.learning_rate = 1e-3
+    c.optimizer.muon = 1e-2
     c.optimizer.warmup_steps = 100
 
     c.sampling.steps = 25
@@ -74,6 +81,7 @@ def conditional(name: str):
     def choose(c) -> None:
         default.estimator(name)(c)
         c.estimator.direction = "forward"
+        c.refit.after = 0
         c.sampling.guidance = c.sampling.temperature = 1.0
         c.sampling.steps = 50
 
@@ -88,7 +96,7 @@ def pixels(c) -> None:
     c.model.patch = 4
     c.model.width = 96
     c.model.multipliers = (1, 2, 3, 4)
-    c.optimizer.learning_rate = 3e-4
+    c.optimizer.learning_rate, c.optimizer.muon = 3e-4, 3e-3
     c.sampling.batch_size = 8
 
 
@@ -101,7 +109,7 @@ def large(c) -> None:
     c.model.multipliers = (1, 2, 3)
     c.model.blocks = 3
     c.model.dropout = 0.1
-    c.optimizer.learning_rate = 3e-4
+    c.optimizer.learning_rate, c.optimizer.muon = 3e-4, 3e-3
     c.optimizer.warmup_steps = 1_000
     c.optimizer.ema_decay = 0.9995
     c.sampling.batch_size = 64

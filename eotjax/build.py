@@ -151,6 +151,7 @@ def optimizer(config: ConfigDict) -> step.Optimizer:
         final_fraction=c.final_fraction,
         clip_norm=c.clip_norm,
         weight_decay=c.weight_decay,
+        muon=c.muon,
     )
 
 
@@ -275,11 +276,11 @@ def sample_points(
 def pair_maker(
     config: ConfigDict, shape: Shape, mesh: Mesh
 ) -> Callable[[step.Params, step.Data, int], step.Data]:
-    """Wires the making of a bridge's own pairs: by the process that it has learnt."""
+    """Wires the making of a bridge's own pairs, by the process that it has learnt."""
     own = config.copy_and_resolve_references()
-    own.sampling.solver, own.sampling.temperature = "ancestral", 1.0
-    own.sampling.steps = config.refit.steps
-    own.sampling.guidance = config.refit.guidance
+    own.sampling.solver = "ancestral"
+    for name in ("steps", "guidance", "temperature"):
+        own.sampling[name] = config.refit[name]
     return refit.maker(
         sample_points(own, shape),
         views=plan.fixed_views(config),

@@ -43,6 +43,9 @@ class Lazy:
 Domain = np.ndarray | Lazy  # uint8 [n, h, w, c] or float32 [n, d]
 
 
+NONE = np.empty(0)  # the domain of a split that is not there
+
+
 T = TypeVar("T")
 
 
@@ -60,6 +63,8 @@ class DataSet(NamedTuple):
 
     `resident` tells that the training arrays are small enough for the device's memory.
     The validation sets are cut from the training sets, and empty where none is wanted.
+    `trained` marks, side by side, which of the stored images are still trained on; None
+    for all.
     """
 
     train_source: Domain
@@ -69,6 +74,7 @@ class DataSet(NamedTuple):
     resident: bool
     valid_source: np.ndarray = np.empty(0)
     valid_target: np.ndarray = np.empty(0)
+    trained: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def read_all(domain: Domain, label: str) -> np.ndarray:
@@ -188,8 +194,10 @@ def is_test_digit(labels: np.ndarray) -> np.ndarray:
     return rank % 4 == 3
 
 
-def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Lazy]:
+def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Domain]:
     """Four folders of image files, by name below `path` (CycleGAN's layout).
+
+    A folder of test images may be missing; the domain is then empty.
 
     Args:
       path: the folder that holds them; a name may also be an absolute path.
@@ -202,7 +210,9 @@ def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Lazy]:
             f"{', '.join(names)}: --config.data.path=FOLDER."
         )
 
-    def split(name: str, decode_one: Decode) -> Lazy:
+    def split(number: int, name: str, decode_one: Decode) -> Domain:
+        if number >= 2 and not Path(path, name).exists():
+            return NONE
         paths = images.find(Path(path) / name)
         return Lazy(
             len(paths),
@@ -210,7 +220,7 @@ def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Lazy]:
             lambda index: paths[index].read_bytes(),
         )
 
-    return Four(*map(split, names, decode))
+    return Four(*map(split, range(4), names, decode))
 
 
 def tfds(
@@ -267,6 +277,8 @@ def tfds(
 def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]:
     """Four arrays of one .npz file: uint8 [n, h, w, c] images or float32 [n, d].
 
+    An array of test images may be missing; the domain is then empty.
+
     Args:
       path: of the file.
       names: of the arrays.
@@ -274,13 +286,13 @@ def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            absent = [name for name in names if name not in arrays]
+            absent = [name for name in names[:2] if name not in arrays]
             if absent:
                 raise UserError(
                     f"{path} has no array {', '.join(absent)}; it has "
                     f"{', '.join(arrays)}."
                 )
-            splits = Four(*(arrays[name] for name in names))
+            splits = Four(*(arrays.get(x, NONE) for x in names))
     except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, UserError):
             raise
@@ -291,6 +303,8 @@ def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]
     for name, array in zip(names, splits, strict=True):
         image = array.dtype == np.uint8 and array.ndim == 4
         vector = array.dtype == np.float32 and array.ndim == 2
+        if array is NONE:
+            continue
         if not (image or vector) or array.shape[1:] != splits[0].shape[1:]:
             raise UserError(
                 f"{name} in {path} is {array.dtype} {array.shape}; all four arrays "
@@ -300,7 +314,7 @@ def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]
 
 
 def check_not_empty(splits: Four[Domain], names: Four[str]) -> None:
-    """Raises UserError where a split holds nothing."""
+    """Raises UserError where a split is there and holds nothing."""
     for name, split in zip(names, splits, strict=True):
-        if len(split) == 0:
+        if split is not NONE and len(split) == 0:
             raise UserError(f"the split {name} is empty; put at least one image there.")

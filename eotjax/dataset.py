@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from eotjax.checks import Shape, check_arrays, choose
 from eotjax.data import DataSet, Four
 from eotjax.errors import UserError
 from eotjax.known_plan import KnownPlan
+
+TEST_SHARE = 0.1  # of the training images, where there are no others to test on
 
 
 def load(config: ConfigDict) -> DataSet:
@@ -49,25 +51,38 @@ def load(config: ConfigDict) -> DataSet:
     if isinstance(splits.train_source, np.ndarray):
         check_arrays(config, splits.train_source)
 
-    cut = [
-        cut_validation(domain, c.validation, name)
-        for domain, name in zip(splits[:2], names[:2], strict=True)
+    sides = [
+        cut(splits[side], splits[2 + side], c.validation, names[side::2])
+        for side in range(2)
     ]
-    train = [kept for kept, _ in cut]
+    train = [side.train for side in sides]
     one = np.prod((*stored, c.channels))  # bytes
     if isinstance(train[0], np.ndarray):
         one = train[0][0].nbytes
     resident = bool(one * sum(map(len, train)) <= c.device_gib * 2**30)
     if resident and not config.latent.weights:  # latents have files of their own
         train = list(map(data.read_all, train, names[:2]))
-    held_out = [held for _, held in cut]
-    valid = [centred(x, size) for x in map(data.read_all, held_out, names[:2])]
-    test = list(map(data.read_all, splits[2:], names[2:]))
+    valid, test = (
+        [centred(x, size) for x in map(data.read_all, domains, labels)]
+        for domains, labels in (
+            ([side.valid for side in sides], names[:2]),
+            ([side.test for side in sides], names[2:]),
+        )
+    )
     if c.tint:
         valid, test = (
             [tint_test(x) if len(x) else x for x in sets] for sets in (valid, test)
         )
-    return DataSet(train[0], train[1], test[0], test[1], resident, *valid)
+    return DataSet(
+        train[0],
+        train[1],
+        test[0],
+        test[1],
+        resident,
+        valid[0],
+        valid[1],
+        (sides[0].trained, sides[1].trained),
+    )
 
 
 def centred(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -75,26 +90,55 @@ def centred(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return images.centre(x, size) if x.ndim == 4 else x
 
 
-def cut_validation(
-    domain: data.Domain, share: float, name: str
-) -> tuple[data.Domain, data.Domain]:
-    """A training set without a share of its images, evenly spread, and these.
+class Side(NamedTuple):
+    """One domain's sets."""
+
+    train: data.Domain
+    valid: data.Domain
+    test: data.Domain
+    trained: np.ndarray  # bool, of all that is stored to train on
+
+
+def cut(
+    stored: data.Domain, test: data.Domain, share: float, names: tuple[str, ...]
+) -> Side:
+    """Holds out a share of the training images to validate on, evenly spread.
+
+    And TEST_SHARE of them, before, where there are no test images.
+
+    Args:
+      stored: the training images.
+      test: the test images, or data.NONE.
+      share: to validate on.
+      names: of the training images and of the test images.
 
     Raises:
-      UserError: the share is less than two images.
+      UserError: a share is less than two images.
     """
-    held = validation_rows(len(domain), share)
-    if share and len(held) < 2:
-        raise UserError(
-            f"data.validation {share} of the {len(domain)} images in {name} are "
-            f"{len(held)}; it takes two or more: raise it, or set it to 0."
-        )
-    kept = np.delete(np.arange(len(domain)), held)
-    return data.take(domain, kept), data.take(domain, held)
+    rows = np.arange(len(stored))
+
+    def hold_out(share: float, said: str) -> np.ndarray:
+        nonlocal rows
+        held = rows[evenly_spread(len(rows), share)]
+        if share and len(held) < 2:
+            raise UserError(
+                f"{said} {share} of the {len(rows)} images in {names[0]} are "
+                f"{len(held)}; it takes two or more."
+            )
+        rows = np.setdiff1d(rows, held)
+        return held
+
+    if test is data.NONE:
+        held = hold_out(TEST_SHARE, f"there is no {names[1]}, and for testing")
+        test = data.take(stored, held)
+        print(f"there is no {names[1]}: {len(held)} images of {names[0]} are held out")
+    valid = data.take(stored, hold_out(share, "data.validation"))
+    trained = np.isin(np.arange(len(stored)), rows)
+    return Side(data.take(stored, rows), valid, test, trained)
 
 
-def validation_rows(count: int, share: float) -> np.ndarray:
-    """Which of `count` images are for validation."""
+def evenly_spread(count: int, share: float) -> np.ndarray:
+    """Which of `count` images make up a share."""
     number = round(share * count)
     return ((np.arange(number) + 0.5) * count / max(number, 1)).astype(int)
 
@@ -111,18 +155,17 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, data.Domain]:
         return sets
     names = Four(*[config.data.train_source, config.data.train_target] * 2)
     found = data.npz(c.features, names, key="coupling.features")
-    for side, features in zip(("source", "target"), found[:2], strict=True):
-        held = validation_rows(len(features), config.data.validation)
-        if features.ndim != 2 or len(features) - len(held) != len(sets[side]):
+    trained = splits.trained or [np.ones(len(x), bool) for x in splits[:2]]
+    for side, features, rows in zip(
+        ("source", "target"), found[:2], trained, strict=True
+    ):
+        if features.ndim != 2 or len(features) != len(rows):
             raise UserError(
                 f"{c.features} has features {features.shape} for the {side} set of "
-                f"{len(sets[side])}"
-                + f" (and {len(held)} held out)"
-                * bool(len(held))
-                + "; give float32 [n, d], one row for each image in the order of its "
-                "file names."
+                f"{len(rows)}; give float32 [n, d], one row for each image in the "
+                "order of its file names."
             )
-        sets[f"{side}_points"] = np.delete(features, held, axis=0)
+        sets[f"{side}_points"] = features[rows]
     return sets
 
 

@@ -40,10 +40,13 @@ def number(refit: ConfigDict, step: int) -> int:
 def made(side: str) -> str:
     """The name, in a step's data, of what was made for a side from views of the other.
 
-    Row i of `made("source")` is where view i of the targets came from, of
-    `made("target")` where view i of the sources went.
+    Row i of `made("source")` is where view FIRST + i of the targets came from, of
+    `made("target")` where view FIRST + i of the sources went.
     """
     return f"{side}_made"
+
+
+FIRST = "first_copy"  # in a step's data: FIRST of the above, in numbers of images
 
 
 def mixed(
@@ -79,7 +82,8 @@ def mixed(
         def own(key, side, other):
             ends = data[made(other)]
             index = constrain(jax.random.randint(key, (batch_size,), 0, len(ends)))
-            return views(data, side, index), ends[index].astype(jnp.float32)
+            view = data[FIRST] * len(data[side]) + index
+            return views(data, side, view), ends[index].astype(jnp.float32)
 
         key_source, key_target = jax.random.split(key)
         real_source, made_target = own(key_source, "source", "target")
@@ -110,7 +114,7 @@ def maker(
     Args:
       bridge: the sampler.
       views: of `data`.
-      copies: views of each stored image.
+      copies: views of each stored image, other ones for each number.
       at_once: views translated at once; a multiple of the devices.
       seed: the run's.
       mesh: of all devices.
@@ -119,7 +123,8 @@ def maker(
 
     def jitted(side: str):
         def send(params: PyTree, data: Data, number: UInt32[Array, ""], index: Array):
-            start = views(data, side, index)
+            first = number * jnp.uint32(copies * len(data[side]))
+            start = views(data, side, first.astype(jnp.int32) + index)
             numbers = jnp.full(index.shape, number)
             keys = sampler.keys_of(jnp.uint32(seed), numbers, start)
             way = jnp.full(index.shape, SIDES.index(side))
@@ -134,7 +139,7 @@ def maker(
     def make(params: PyTree, data: Data, number: int) -> Data:
         counts = {side: copies * len(data[side]) for side in SIDES}
         report = Progress("making pairs", sum(counts.values()), "images")
-        ends = {}
+        ends = {FIRST: parallel.put(np.int32(number * copies), whole)}
         for side, other in (SIDES, SIDES[::-1]):
             parts = []
             for start in range(0, counts[side], at_once):

@@ -127,6 +127,24 @@ def make_train_step(
     return train_step
 
 
+def matrices(params: Params) -> Params:
+    """Which parameters are matrices, and along which axes: for optax's Muon.
+
+    All kernels are, in front of their last axis those that are summed over; but the
+    queries', keys' and values' kernel has one such axis, the first. None elsewhere.
+    """
+
+    def one(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
+        *layers, name = (entry.key for entry in path)
+        if name != "kernel":
+            return None
+        inputs = 1 if layers[-1] == "qkv" else leaf.ndim - 1
+        axes = tuple(range(leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
+
+    return jax.tree.map_with_path(one, params)
+
+
 class Optimizer(NamedTuple):
     """An optax transformation and the learning rate it follows."""
 
@@ -142,8 +160,12 @@ def make_optimizer(
     final_fraction: float = 0.0,
     clip_norm: float = 1.0,
     weight_decay: float = 0.0,
+    muon: float = 0.0,
 ) -> Optimizer:
     """AdamW after clipping by global norm; linear warm-up, then cosine decay.
+
+    With Muon the updates of matrices are orthogonalised (Jordan et al. 2024), and
+    scaled as AdamW's usually are (Liu et al. 2025, arXiv 2502.16982, equation 4).
 
     Args:
       learning_rate: the peak.
@@ -151,19 +173,30 @@ def make_optimizer(
       total_steps: after which the rate is learning_rate * final_fraction.
       final_fraction: 1 keeps the rate constant after the warm-up.
       clip_norm: largest global norm of a gradient.
-      weight_decay: AdamW's.
+      weight_decay: decoupled.
+      muon: the peak for matrices, which Muon moves; 0 leaves them to AdamW.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=learning_rate,
-        warmup_steps=warmup_steps,
-        decay_steps=max(total_steps, warmup_steps + 1),
-        end_value=learning_rate * final_fraction,
-    )
-    return Optimizer(
-        optax.chain(
-            optax.clip_by_global_norm(clip_norm),
-            optax.adamw(schedule, b2=0.99, weight_decay=weight_decay),
-        ),
-        schedule,
-    )
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=peak,
+            warmup_steps=warmup_steps,
+            decay_steps=max(total_steps, warmup_steps + 1),
+            end_value=peak * final_fraction,
+        )
+
+    rate = schedule(learning_rate)
+    if muon:
+        update = optax.contrib.muon(
+            schedule(muon),
+            weight_decay=weight_decay,
+            adam_b2=0.99,
+            adam_weight_decay=weight_decay,
+            adam_learning_rate=rate,
+            muon_weight_dimension_numbers=matrices,
+            consistent_rms=0.2,
+        )
+    else:
+        update = optax.adamw(rate, b2=0.99, weight_decay=weight_decay)
+    return Optimizer(optax.chain(optax.clip_by_global_norm(clip_norm), update), rate)

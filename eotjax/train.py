@@ -297,7 +297,7 @@ def device_data(
 
 def told(config: ConfigDict, splits: DataSet, shape: Shape, resident: bool) -> str:
     """The data set in a line."""
-    counts = [len(x) for x in (*splits[:4], *splits[5:])]
+    counts = [len(x) for x in (*splits[:4], splits.valid_source, splits.valid_target)]
     valid = f"validation {counts[4]}, {counts[5]}; " if counts[4] else ""
     where = "latents " * bool(config.latent.weights) + (
         "on the device" if resident else "streamed"

@@ -110,6 +110,38 @@ def test_a_missing_folder_an_empty_one_and_no_path_are_refused(image_folder):
         dataset.load(config("folder", image_folder))
 
 
+def test_test_images_that_are_not_there_are_cut_from_those_to_train_on(
+    tmp_path, capsys
+):
+    """Before validation; features keep to the images that are left."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 20, 24, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", trainA=pixels, trainB=pixels[:30], testB=pixels[30:])
+    numbered = {"trainA": np.arange(40), "trainB": np.arange(30)}
+    features = {k: np.float32(v)[:, None] for k, v in numbered.items()}
+    np.savez(tmp_path / "features.npz", **features)
+    c = config("npz", tmp_path / "a.npz")
+    c.data.validation = 0.1
+    c.coupling.cost, c.coupling.features = "features", str(tmp_path / "features.npz")
+    splits = dataset.load(c)
+    assert (
+        "there is no testA: 4 images of trainA are held out" in capsys.readouterr().out
+    )
+    assert [len(x) for x in splits[:4]] == [32, 27, 4, 10]
+    parts = (splits.train_source, splits.valid_source, splits.test_source)
+    assert rows(np.concatenate(parts)) == rows(pixels)  # each is in one of them
+    kept = dataset.aligned(c, splits)["source_points"][:, 0].astype(int)
+    np.testing.assert_array_equal(splits.train_source, pixels[kept])
+    np.testing.assert_array_equal(splits.test_target, pixels[30:])
+
+
+def test_a_folder_of_tests_may_be_missing(image_folder):
+    for file in (image_folder / "testA").iterdir():
+        file.unlink()
+    (image_folder / "testA").rmdir()
+    with pytest.raises(UserError, match=r"no testA, and for testing 0.1 of the 5"):
+        dataset.load(config("folder", image_folder))
+
+
 def arrays(n=4, shape=(20, 24, 3), dtype=np.uint8):
     rng = np.random.default_rng(0)
     return {name: (rng.random((n, *shape)) * 255).astype(dtype) for name in NAMES}
@@ -146,7 +178,8 @@ def bad_npz(path, kind):
             np.save(file, good["trainA"])
     else:
         changed = {
-            "key": {"testA": None},
+            "key": {"trainB": None},
+            "no test": {"testA": None},
             "dtype": {"testA": good["testA"].astype(np.float64)},
             "rank": {"trainB": good["trainB"][0]},
             "shape": {"trainB": good["trainB"][:, :10]},
@@ -167,7 +200,8 @@ def bad_npz(path, kind):
         ("truncated", "a.npz"),
         ("one array", "a.npz"),
         ("objects", "a.npz"),
-        ("key", "no array testA.*trainA, trainB, testB"),
+        ("key", "no array trainB.*trainA, testA, testB"),
+        ("no test", "no testA, and for testing 0.1 of the 4 images in trainA are 0;"),
         ("dtype", r"testA in .*a\.npz is float64 \(4, 20, 24, 3\)"),
         ("rank", r"trainB in .*a\.npz is uint8 \(20, 24, 3\)"),
         ("shape", r"trainB in .*a\.npz is uint8 \(4, 10, 24, 3\)"),

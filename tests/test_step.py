@@ -10,6 +10,7 @@ from scipy.spatial.distance import cdist
 from eotjax import batch, coupling, pairing, sampler, schedule, step
 from eotjax.estimators import ConditionalScore, Example
 from eotjax.mlp import MLP
+from eotjax.unet import UNet
 
 
 class Plain:
@@ -190,6 +191,54 @@ def test_weight_decay_shrinks_parameters_without_a_gradient():
     params = {"w": jnp.array(5.0)}
     moves, _ = update.update({"w": jnp.zeros(())}, update.init(params), params)
     assert moves["w"] == pytest.approx(-0.1 * 0.2 * 5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "inputs"),
+    [("conv", (3, 3, 8, 16), 72), ("dense", (12, 30), 12), ("qkv", (32, 3, 2, 4), 32)],
+)
+def test_muon_moves_a_kernel_towards_the_nearest_orthogonal_matrix(
+    layer, shape, inputs
+):
+    update = optimizer_of(1e-3, muon=0.1, final_fraction=1.0).update
+    rng = np.random.default_rng(0)
+    params = {layer: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[-1])}}
+    gradient = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape)), params)
+    moves, _ = update.update(gradient, update.init(params), params)
+    move, slope = (
+        np.asarray(x[layer]["kernel"]).reshape(inputs, -1) for x in (moves, gradient)
+    )
+    u, _, vt = np.linalg.svd(slope, full_matrices=False)
+    scale = 0.1 * 0.2 * np.sqrt(max(move.shape))
+    sizes = np.linalg.svd(move, compute_uv=False) / scale
+    assert sizes.min() > 0.6 and sizes.max() < 1.3
+    share = -np.sum(move * (u @ vt)) / np.linalg.norm(move) / np.linalg.norm(u @ vt)
+    assert share > 0.97
+    # A bias is AdamW's: its first move is about the learning rate, whatever its slope.
+    moved = np.abs(moves[layer]["bias"])
+    np.testing.assert_allclose(moved, moved[0], rtol=1e-3)
+    assert 0.5e-3 < moved[0] < 2e-3
+
+
+def test_of_a_network_all_kernels_and_nothing_else_are_matrices():
+    network = UNet(
+        channels=4, width=8, multipliers=(1, 2), blocks=1, attention=(1,), labels=2,
+        head_channels=8,
+    )  # fmt: skip
+    inputs = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros(1, int)
+    params = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+    found = jax.tree.leaves_with_path(
+        step.matrices(params), is_leaf=lambda x: x is None or hasattr(x, "output_axis")
+    )
+    shapes = dict(jax.tree.leaves_with_path(params))
+    assert len(found) == len(shapes)
+    for path, axes in found:
+        assert (axes is not None) == (path[-1].key == "kernel")
+        if axes is not None:
+            both = (*axes.reduction_axis, *axes.output_axis)
+            assert both == tuple(range(len(shapes[path].shape)))
+            outputs = [shapes[path].shape[axis] for axis in axes.output_axis]
+            assert len(outputs) == (3 if path[-2].key == "qkv" else 1)
 
 
 # Source N(0, I), epsilon 1 and the potential N(MU, SIGMA) of Gushchin et al. 2023: the

@@ -1,0 +1,159 @@
+"""Features of images: python -m eotjax.features --data=FOLDER --output=F.npz.
+
+For a plan whose cost is taken in them: coupling.cost = "features" and
+coupling.features = F.npz. The file holds an array for each folder, float32 [n, d], rows
+in the order of the images' names, each of length 1: then |x - y|^2 / 2 is one minus the
+cosine of the angle between two images' features.
+"""
+
+import argparse
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from eotjax import classifier, command, images
+from eotjax.classifier import Classify
+from eotjax.errors import UserError
+from eotjax.metrics import Progress
+
+AT_ONCE = 64  # images between two states that an interrupted command goes on from
+
+
+def extract(
+    paths: Sequence[Path],
+    classify: Classify,
+    *,
+    size: tuple[int, int],
+    fit: images.Fit,
+    done: np.ndarray,
+) -> Iterator[np.ndarray]:
+    """Features of unit length of the images after those done: all so far, in parts.
+
+    Args:
+      paths: of all images.
+      classify: whose features they are.
+      size: (height, width) that images are brought to before.
+      fit: how, as data.fit.
+      done: of the first images, [k, d]; empty for none.
+
+    Raises:
+      UserError: an image is broken.
+    """
+    decode = partial(images.decode, size=size, channels=3, fit=fit)
+    for start in range(len(done), len(paths), AT_ONCE):
+        pixels = np.stack([decode(path) for path in paths[start : start + AT_ONCE]])
+        found = classify(pixels).features.astype(np.float32)
+        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        done = np.concatenate([done, found]) if len(done) else found
+        yield done
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes a .npz in one go: it is there whole, or as it was."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with new.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def read_state(path: Path, digest: str) -> dict[str, np.ndarray]:
+    """What an interrupted command had done, if it was this one; else nothing."""
+    try:
+        with np.load(path, allow_pickle=False) as state:
+            arrays = dict(state)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return {}
+    return arrays if str(arrays.pop("digest", "")) == digest else {}
+
+
+def make(
+    data: Path,
+    output: Path,
+    *,
+    names: Sequence[str],
+    classify: Classify,
+    size: tuple[int, int],
+    fit: images.Fit,
+    identity: str,
+) -> None:
+    """Writes the features of all images of some folders; goes on where it was.
+
+    Args:
+      data: the folder that holds them.
+      output: the .npz file.
+      names: of the folders.
+      classify: whose features they are.
+      size: (height, width) that images are brought to before.
+      fit: how, as data.fit.
+      identity: of the classifier: work done with another one is not gone on with.
+    """
+    paths = {name: images.find(data / name) for name in names}
+    listed = [(name, *map(str, found)) for name, found in paths.items()]
+    said = repr((identity, size, fit, listed))
+    digest = hashlib.sha256(said.encode()).hexdigest()
+    partly = output.with_name(f"{output.name}.partly")
+    arrays = read_state(partly, digest)
+    progress = Progress("features", sum(map(len, paths.values())), "images")
+    for name, found in paths.items():
+        done = arrays.get(name, np.empty((0, 0), np.float32))
+        progress.update(len(done))
+        for part in extract(found, classify, size=size, fit=fit, done=done):
+            progress.update(len(part) - len(arrays.get(name, ())))
+            arrays[name] = part
+            write(partly, {**arrays, "digest": np.array(digest)})
+    write(output, arrays)
+    partly.unlink(missing_ok=True)
+    for name, array in arrays.items():
+        print(f"{name}: {array.shape[0]} images, {array.shape[1]} features each")
+    print(f"wrote {output}")
+
+
+def run() -> int:
+    """Writes the features that the command line asks for."""
+    parser = argparse.ArgumentParser(description="Features for a plan's cost.")
+    parser.add_argument("--data", type=Path, required=True, help="holds the folders")
+    parser.add_argument("--output", type=Path, required=True, help="a .npz file")
+    parser.add_argument(
+        "--model", default=classifier.LITE, help="efficientnet-lite0 or one of timm"
+    )
+    parser.add_argument("--weights", default="", help="its file of weights")
+    parser.add_argument("--names", nargs=2, default=["trainA", "trainB"])
+    parser.add_argument(
+        "--image_size", type=int, nargs=2, default=(256, 256), help="height width"
+    )
+    parser.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop")
+    arguments = parser.parse_args()
+    if arguments.output.suffix != ".npz":
+        raise UserError(f"{arguments.output} must end in .npz; name it so.")
+    if arguments.output.exists():
+        raise UserError(f"{arguments.output} is there already; remove it first.")
+    if not arguments.output.parent.is_dir():
+        raise UserError(f"there is no folder {arguments.output.parent}; make it.")
+    for name in arguments.names:
+        images.find(arguments.data / name)
+    identity = arguments.model
+    if arguments.weights and Path(arguments.weights).is_file():
+        with open(arguments.weights, "rb") as file:
+            identity += hashlib.file_digest(file, "sha256").hexdigest()
+    make(
+        arguments.data,
+        arguments.output,
+        names=arguments.names,
+        classify=classifier.load(arguments.model, arguments.weights),
+        size=tuple(arguments.image_size),
+        fit=arguments.fit,
+        identity=identity,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    command.exit_after(run)
