@@ -12,17 +12,18 @@ class Best:
     def __init__(
         self,
         score: Callable[[Translator], float],
-        save: Callable[[int], None],
+        save: Callable[[], None],
         before: Iterable[float],
     ):
-        """Args: score: lower is better. save: keeps a step. before: earlier scores."""
+        """Args: score: lower is better. save: keeps a step's parameters, those just
+        scored. before: earlier scores."""
         self._score, self._save = score, save
         self._value = min(before, default=math.inf)
 
-    def offer(self, step: int, translator: Translator) -> float:
-        """The score of a step, which is kept where it is the lowest so far."""
+    def offer(self, translator: Translator) -> float:
+        """The score of parameters, which are kept where it is the lowest so far."""
         value = self._score(translator)
         if value < self._value:
             self._value = value
-            self._save(step)
+            self._save()
         return value

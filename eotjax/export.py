@@ -1,4 +1,8 @@
-"""The inference artefact: averaged parameters and the config they belong to."""
+"""The inference artefact: averaged parameters and the config they belong to.
+
+A run that ends writes its own; python -m eotjax.export --workdir=RUN writes that of the
+newest checkpoint of one that was stopped, or still goes on.
+"""
 
 import argparse
 import hashlib
@@ -11,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from eotjax import build, checkpoint, images, latents, parallel, stablehlo
+from eotjax import build, checkpoint, command, images, latents, parallel, stablehlo
 from eotjax.checks import Shape, require
 from eotjax.errors import UserError
 from eotjax.translator import Translator, with_sampling
@@ -212,3 +216,21 @@ def load_named(arguments: argparse.Namespace) -> Translator:
     given = {name: getattr(arguments, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
     return load(arguments.export, **chosen)
+
+
+def run() -> int:
+    """Writes the artefact of a run's newest checkpoint."""
+    from eotjax import train  # which needs this module
+
+    parser = argparse.ArgumentParser(
+        description="Writes the artefact of a run's newest checkpoint."
+    )
+    parser.add_argument("--workdir", required=True, help="the folder of a run")
+    parser.add_argument("--output", help="the artefact's (default: WORKDIR/newest)")
+    arguments = parser.parse_args()
+    train.export_newest(arguments.workdir, arguments.output)
+    return 0
+
+
+if __name__ == "__main__":
+    command.exit_after(run)

@@ -56,6 +56,21 @@ def check(folder: Path, config: ConfigDict) -> None:
         )
 
 
+def config(folder: Path) -> ConfigDict:
+    """The config of the run that a folder belongs to.
+
+    Raises:
+      UserError: it belongs to none.
+    """
+    path = folder / "config.json"
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder} is no folder of a run ({error}); give its --workdir."
+        ) from error
+
+
 class Plan(NamedTuple):
     """What a run found out about its plans, and goes on with wherever it is restarted.
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,16 +49,65 @@ from eotjax.translator import Translator
 EXAMPLES = 8  # test sources that go into the artefact
 
 
-def train(config: ConfigDict, workdir: str | Path) -> bool:
-    """Trains, or goes on training, in `workdir`; then exports and evaluates.
+class Run(NamedTuple):
+    """What a config and a folder come to: the parts of a run, wired.
 
-    Returns:
-      False where a signal stopped the run early; its state is then saved.
+    Attributes:
+      config: with all that was found out about the plans.
+      workdir: the run's folder, claimed.
+      mesh: of all devices.
+      splits: the data set, of images or vectors.
+      shape: of one of them.
+      space: of the latents; None where it trains on the images themselves.
+      on_device: the whole training sets; None where they are streamed.
+      batches: from a step on, what its steps draw from.
+      training: the first state, and the step.
+      sample: translates.
+      checkpoints: of its states, open.
+      state: the newest one's, or the first.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    splits: DataSet
+    shape: Shape
+    space: latents.Autoencoder | None
+    on_device: step.Data | None
+    batches: Callable[[int], Iterator[step.Data]]
+    training: build.Training
+    sample: Callable[..., jax.Array]
+    checkpoints: Checkpoints
+    state: step.TrainState
+
+    def model(self, state: step.TrainState) -> step.Params | latents.Model:
+        """What a state has to export: its averaged parameters, and their space."""
+        average = state.ema_params
+        return average if self.space is None else latents.Model(average, self.space)
+
+    def translator(self, state: step.TrainState) -> Translator:
+        """A state's averaged parameters, in use."""
+        return Translator(self.config, self.shape, self.model(state), self.sample)
+
+    def export(self, state: step.TrainState, folder: Path) -> None:
+        """Writes the artefact of a state."""
+        export.save(
+            folder,
+            config=self.config,
+            shape=self.shape,
+            step=int(state.step),
+            params=self.model(state),
+            plan=plan_figures(self.workdir, self.config),
+            examples=examples(self.translator(state), self.splits),
+        )
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Run:
+    """Loads, checks and wires all that a run needs, and claims its folder.
 
     Raises:
       UserError: something about the config, the data or the workdir is wrong.
     """
-    workdir = Path(workdir).absolute()
     mesh = parallel.make_mesh()
     devices = mesh.devices.flat
     print(f"devices: {mesh.size} {devices[0].device_kind} ({devices[0].platform})")
@@ -96,13 +146,69 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             config, held, batches(0), resident, embed, mesh
         )
     training = build.training(config, shape, resident, mesh, embed)
-    make_pairs = build.pair_maker(config, shape, mesh)
-    sample = build.sampling(config, shape, mesh)
     run_folder.claim(workdir, asked, run_folder.of(config))
     state = first_state(training, checkpoints, parallel.replicated(mesh))
     if held is not None:
         state = state._replace(held=held)
         checkpoints.save(0, state)
+    return Run(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        splits=splits,
+        shape=shape,
+        space=space,
+        on_device=on_device,
+        batches=batches,
+        training=training,
+        sample=build.sampling(config, shape, mesh),
+        checkpoints=checkpoints,
+        state=state,
+    )
+
+
+def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path:
+    """Writes the artefact of a run's newest checkpoint, whether or not it has ended.
+
+    Args:
+      workdir: the run's folder.
+      output: of the artefact; `newest` in the run's folder where None.
+
+    Returns:
+      The artefact's folder.
+
+    Raises:
+      UserError: there is no such run, or it has saved nothing yet.
+    """
+    workdir = Path(workdir).absolute()
+    config = run_folder.config(workdir)
+    run = prepare(config, workdir)
+    run.checkpoints.close()
+    done = int(run.state.step)
+    checks.require(
+        done > 0, f"the run in {workdir} has saved no trained state yet; wait for one."
+    )
+    folder = Path(output or workdir / "newest")
+    run.export(run.state, folder)
+    if parallel.is_leader():
+        card.write(folder)
+    print(f"exported step {done} to {folder}")
+    return folder
+
+
+def train(config: ConfigDict, workdir: str | Path) -> bool:
+    """Trains, or goes on training, in `workdir`; then exports and evaluates.
+
+    Returns:
+      False where a signal stopped the run early; its state is then saved.
+
+    Raises:
+      UserError: something about the config, the data or the workdir is wrong.
+    """
+    workdir = Path(workdir).absolute()
+    run = prepare(config, workdir)
+    config, splits, shape, state = run.config, run.splits, run.shape, run.state
+    make_pairs = build.pair_maker(config, shape, run.mesh)
     start = int(state.step)
     writer = metrics.Writer(workdir, step=start, tensorboard=config.tensorboard)
     log = metrics.Log(
@@ -115,38 +221,22 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     )
     sources = splits.test_source[: config.sampling.grid]
 
-    def model() -> step.Params | latents.Model:
-        average = state.ema_params
-        return average if space is None else latents.Model(average, space)
-
-    def translator() -> Translator:
-        return Translator(config, shape, model(), sample)
-
-    def save(name: str, done: int) -> None:
-        export.save(
-            workdir / name,
-            config=config,
-            shape=shape,
-            step=done,
-            params=model(),
-            plan=plan_figures(workdir, config),
-            examples=examples(translator(), splits),
-        )
-
     best, weights = None, judge.Weights.of(config)
     if config.data.kind != "known_plan" and min(map(len, splits[2:4])) > 1:
-        score = judge.selection(translator(), splits, weights)
+        score = judge.selection(run.translator(state), splits, weights)
         before = metrics.history(workdir / metrics.SCORES, weights.score).values()
-        best = Best(score, lambda done: save("best", done), before)
+        best = Best(score, lambda: run.export(state, workdir / "best"), before)
 
     def show(done: int) -> None:
         """Shows some translations, and keeps the parameters if they are the best."""
         if best is not None:
-            scores = {weights.score: best.offer(done, translator())}
+            scores = {weights.score: best.offer(run.translator(state))}
             writer.scalars(done, scores, metrics.SCORES)
         if len(shape) == 1:
             return
-        picture = evaluate.overview(len(sources), sources, translator()(sources))
+        picture = evaluate.overview(
+            len(sources), sources, run.translator(state)(sources)
+        )
         if parallel.is_leader():
             (workdir / "samples").mkdir(exist_ok=True)
             images.write(workdir / "samples" / f"step_{done:07d}.png", picture)
@@ -155,23 +245,23 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     stop = False
     with (
         Interruption() as interruption,
-        contextlib.closing(checkpoints),  # also where the run fails
+        contextlib.closing(run.checkpoints),  # also where the run fails
         contextlib.closing(writer),
     ):
-        data, advance = batches(start), None
+        data, advance = run.batches(start), None
         rounds = refit.number(config.refit, start - 1)
         for done in range(start + 1, config.steps + 1):
             earlier, rounds = rounds, refit.number(config.refit, done - 1)
             if rounds > earlier:
                 state = state._replace(maker=jax.tree.map(jnp.copy, state.ema_params))
             if rounds > earlier or (rounds and advance is None):
-                assert on_device is not None  # checked with the data
-                made = make_pairs(state.maker, on_device, rounds)
-                data = itertools.repeat(on_device | made)
+                assert run.on_device is not None  # checked with the data
+                made = make_pairs(state.maker, run.on_device, rounds)
+                data = itertools.repeat(run.on_device | made)
             if advance is None or rounds > earlier == 0:
                 print("compiling the step", flush=True)
                 first = next(data)
-                advance = parallel.compiled(training.step, state, first)
+                advance = parallel.compiled(run.training.step, state, first)
                 data = itertools.chain([first], data)
             state, values = advance(state, next(data))
             log.add(done, values)
@@ -182,7 +272,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
                 show(done)
             if done % config.checkpoint.every == 0 or last or stop:
                 log.flush()  # saving waits for the device anyway
-                checkpoints.save(done, state)
+                run.checkpoints.save(done, state)
             if stop:
                 break
         log.flush()
@@ -190,9 +280,9 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         print(f"stopped at step {done}; the same command goes on from there")
         return False
 
-    save("export", config.steps)
+    run.export(state, workdir / "export")
     print(f"exported step {config.steps} to {workdir / 'export'}")
-    evaluate.report(translator(), splits, workdir / "export", weights=weights)
+    evaluate.report(run.translator(state), splits, workdir / "export", weights=weights)
     if parallel.is_leader():
         card.write(workdir / "export")
     if (workdir / "best" / "config.json").exists():

@@ -238,6 +238,29 @@ def test_a_whole_plan_that_was_not_solved_ends_the_run_before_its_first_step(
         train.train(config, tmp_path)
 
 
+def test_the_newest_state_of_a_stopped_run_can_be_exported(
+    trained, smoke, tmp_path, interrupt, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    interrupt(2)
+    assert not train.train(smoke(), run)
+    command = ["export", f"--workdir={run}"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert export.run() == 0
+    assert f"exported step 2 to {run / 'newest'}" in capsys.readouterr().out
+    state = final_state(smoke(), run)
+    found = eotjax.load(run / "newest")
+    jax.tree.map(np.testing.assert_array_equal, found._params, state.ema_params)
+    assert "# digits" in (run / "newest" / "README.md").read_text()
+    interrupt(None)  # the run goes on as if nothing had been
+    assert train.train(smoke(), run)
+    states = [final_state(smoke(), workdir) for workdir in (trained, run)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    monkeypatch.setattr(sys, "argv", ["export", f"--workdir={tmp_path / 'none'}"])
+    with pytest.raises(UserError, match=r"none is no folder of a run"):
+        export.run()
+
+
 def test_images_go_on_bit_for_bit_from_a_step_between_two_log_lines(
     trained, smoke, tmp_path, interrupt
 ):
