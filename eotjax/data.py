@@ -8,7 +8,8 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
@@ -248,6 +249,8 @@ def tfds(
             f"TFDS knows no data set {name!r} ({str(error).splitlines()[0]}); correct "
             "data.name."
         ) from error
+    if not builder.is_prepared():
+        _check_network(builder)
     try:
         builder.download_and_prepare()
     except Exception as error:
@@ -272,6 +275,28 @@ def tfds(
         )
 
     return Four(*map(split, names, decode))
+
+
+def _check_network(builder: Any) -> None:
+    """Raises UserError where no host of a TFDS set answers; TFDS tries for minutes."""
+    import requests
+
+    urls = map(urlsplit, builder.url_infos or ())
+    roots = sorted({f"{url.scheme}://{url.netloc}" for url in urls})
+    if any(Path(builder.data_dir_root, "downloads").glob("*")):
+        return  # perhaps it is there
+    for root in roots:
+        try:
+            requests.head(root, timeout=10)
+            return
+        except requests.RequestException:
+            continue
+    if roots:
+        raise UserError(
+            f"{builder.name} is not prepared in {builder.data_dir_root}, and there is "
+            f"no way to {' or '.join(roots)}: download it elsewhere and give its "
+            "folder, --config.data.path=FOLDER."
+        )
 
 
 def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]:

@@ -1,6 +1,7 @@
 """Every data source gives the arrays that lie in its files, or says what is wrong."""
 
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -254,8 +255,32 @@ def prepared(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         archive = str(folder / "horse2zebra.zip")
         patch.setitem(cycle_gan._DL_URLS, "horse2zebra", archive)
+        patch.setattr(data, "_check_network", lambda builder: None)
         c = config("tfds", folder / "data", name="cycle_gan/horse2zebra")
         return c, pixels, dataset.load(c)
+
+
+def test_a_tfds_set_that_cannot_be_downloaded_is_refused_at_once(tmp_path, monkeypatch):
+    """TFDS itself tries ten times, ever more slowly."""
+    requests = pytest.importorskip("requests")
+    asked = []
+
+    def head(url, timeout):
+        asked.append(url)
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests, "head", head)
+    builder = SimpleNamespace(
+        name="some_set",
+        data_dir_root=tmp_path,
+        url_infos=dict.fromkeys(["https://a.test/x.zip", "https://a.test/y.zip"]),
+    )
+    with pytest.raises(UserError, match=r"some_set is .*no way to https://a\.test: .*"):
+        data._check_network(builder)
+    assert asked == ["https://a.test"]
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "x.zip").touch()  # brought there by hand
+    data._check_network(builder)
 
 
 def test_a_tfds_set_gives_the_pixels_of_its_archive(prepared):
