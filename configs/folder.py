@@ -1,11 +1,14 @@
-"""Your own images: a folder with trainA, trainB, testA and testB (A to B).
+"""Your own images: a folder with trainA and trainB, perhaps testA and testB.
 
 python -m eotjax.main --config=configs/folder.py --config.data.path=FOLDER --workdir=OUT
-For larger images set data.image_size and lengthen model.multipliers, one more for each
-doubling, so that attention stays at heights of 8 to 32.
+
+:photos takes the way of configs/horse2zebra.py, 256x256 in the latents of a tiny
+autoencoder. Without it the images are 64x64; for larger ones set data.image_size and
+lengthen model.multipliers, one more for each doubling, so that attention stays at
+heights of 8 to 32.
 """
 
-from configs import default
+from configs import default, horse2zebra
 
 
 def get_config(variants: str = ""):
@@ -14,7 +17,20 @@ def get_config(variants: str = ""):
     c.data.kind = "folder"
     c.data.flip = True
     c.data.crop_margin = 6
-    return default.apply_variants(c, variants, {"small": small, "mnist": mnist})
+    own = {"photos": photos, "bridge": bridge, "small": small, "mnist": mnist}
+    return default.apply_variants(c, variants, own)
+
+
+def photos(c) -> None:
+    """Photographs at 256x256, in latents: see configs/horse2zebra.py."""
+    horse2zebra.photographs(c)
+
+
+def bridge(c) -> None:
+    """Of clean data, and of so little noise that the source shows through half-way."""
+    default.estimator("bridge")(c)
+    c.estimator.prediction = "data"
+    c.estimator.epsilon = 0.25  # about the variance of the pixels
 
 
 def small(c) -> None:

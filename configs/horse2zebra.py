@@ -23,12 +23,21 @@ from configs import default
 
 def get_config(variants: str = ""):
     c = default.get_config()
-    c.steps = 20_000
-    c.batch_size = 32
-    c.sample_every = 1_000
-
+    photographs(c)
     c.data.kind = "tfds"
     c.data.name = "cycle_gan/horse2zebra"
+    c.judge.wanted = 340  # ImageNet's zebra
+    own = {name: conditional(name) for name in ("cde", "cdiffe", "cmde")}
+    own |= {"pixels": pixels, "large": large, "narrow": narrow}
+    return default.apply_variants(c, variants, own)
+
+
+def photographs(c) -> None:
+    """For photographs at 256x256 of any two kinds."""
+    c.steps = 20_000
+    c.batch_size = 32
+    c.sample_every = c.checkpoint.every = 1_000
+
     c.data.image_size = (256, 256)
     c.data.crop_margin = 32
     c.data.flip = True
@@ -67,12 +76,6 @@ def get_config(variants: str = ""):
     c.sampling.guidance = 1.25
     c.sampling.temperature = 0.4
     c.sampling.batch_size = 16
-
-    c.judge.wanted = 340  # ImageNet's zebra
-    c.checkpoint.every = 1_000
-    own = {name: conditional(name) for name in ("cde", "cdiffe", "cmde")}
-    own |= {"pixels": pixels, "large": large, "narrow": narrow}
-    return default.apply_variants(c, variants, own)
 
 
 def conditional(name: str):

@@ -110,3 +110,27 @@ def test_a_notebook_is_kept_without_outputs_places_and_secrets(name):
     assert 'REPOSITORY = \\"\\"' in text and "SMOKE = bool(" in text
     assert not re.search(r"/(home|root|Users|tmp|work|mnt)/", text)
     assert not re.search(r"\b(hf_|gh[a-z]_|sk-|AIza)\w{8}", text)
+
+
+def repository_of(name, folder, monkeypatch, place=""):
+    """What the first cell of a notebook finds in `folder`, of eotjax itself."""
+    source = code(nbformat.read(NOTEBOOKS[name], as_version=4))[0].source
+    names = {}
+    exec(source.partition("if importlib.util.find_spec")[0], names)
+    names["REPOSITORY"] = place
+    monkeypatch.chdir(folder)
+    return names["repository"]()
+
+
+@pytest.mark.parametrize("name", list(NOTEBOOKS))
+def test_eotjax_is_found_where_it_was_uploaded(name, tmp_path, monkeypatch):
+    with pytest.raises(RuntimeError, match=r"upload its archive, eotjax\.zip"):
+        repository_of(name, tmp_path, monkeypatch)
+    with zipfile.ZipFile(tmp_path / "eotjax.zip", "w") as archive:
+        archive.writestr("eotjax-main/pyproject.toml", "")
+    unpacked = tmp_path / "eotjax_repository" / "eotjax-main"
+    assert repository_of(name, tmp_path, monkeypatch) == unpacked
+    other = tmp_path / "mine"
+    other.mkdir()
+    found = repository_of(name, tmp_path, monkeypatch, place=str(other))
+    assert found == other
