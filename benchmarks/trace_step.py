@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
-from eotjax import build, checks, parallel, plan
+from eotjax import build, checks, parallel, plan, refit
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
@@ -46,6 +46,14 @@ def main(_) -> None:
             for k, n in sets.items()
         }
 
+    if config.refit.after:
+        inner = build.inner_shape(config, shape)
+        for side, other in (refit.SIDES, refit.SIDES[::-1]):
+            count = config.refit.copies * sets[other]
+            ends = jax.ShapeDtypeStruct((count, *inner), jnp.float16)
+            data[refit.made(side)] = ends
+        data[refit.FIRST] = jax.ShapeDtypeStruct((), jnp.int32)
+
     # Its size changes nothing here.
     config = plan.with_epsilon(config, config.coupling.epsilon)
     training = build.training(config, shape, lengths, mesh)
@@ -58,7 +66,7 @@ def main(_) -> None:
         f"devices: {mesh.size} {mesh.devices.flat[0].platform}, jax {jax.__version__}"
     )
     print(f"parameters: {parameters / 1e6:.1f} M")
-    print(f"step: {lowered.cost_analysis()['flops'] / 1e12:.1f} TFLOP")
+    print(f"step: {lowered.cost_analysis()['flops'] / 1e12:.3g} TFLOP")
     print(
         f"per device: {memory.argument_size_in_bytes / 2**30:.2f} GiB state and data, "
         f"{memory.temp_size_in_bytes / 2**30:.2f} GiB temporary"
