@@ -89,11 +89,9 @@ def get_config(variants: str = "") -> ConfigDict:
     c.refit = ConfigDict()  # of a bridge of both directions: pairs that it makes itself
     c.refit.after = 0  # steps on the plan's pairs alone; 0: these to the end
     c.refit.every = 1_000  # steps until it makes them anew
-    c.refit.plan = 0.25  # share of the pairs that the plan goes on drawing
+    c.refit.plan = 0.0  # share of the pairs that the plan goes on drawing
     c.refit.copies = 1  # views of each image that pairs are made of
     c.refit.steps = 12  # of the sampler that makes them
-    c.refit.guidance = 1.0  # of that sampler, as sampling.guidance
-    c.refit.temperature = 1.0  # of that sampler, as sampling.temperature
 
     c.schedule = ConfigDict()  # of all but a bridge
     c.schedule.name = "vp_cosine"  # vp_linear, vp_cosine or ve

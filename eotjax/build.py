@@ -278,9 +278,8 @@ def pair_maker(
 ) -> Callable[[step.Params, step.Data, int], step.Data]:
     """Wires the making of a bridge's own pairs, by the process that it has learnt."""
     own = config.copy_and_resolve_references()
-    own.sampling.solver = "ancestral"
-    for name in ("steps", "guidance", "temperature"):
-        own.sampling[name] = config.refit[name]
+    own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps
+    own.sampling.guidance = own.sampling.temperature = 1.0
     return refit.maker(
         sample_points(own, shape),
         views=plan.fixed_views(config),

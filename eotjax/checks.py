@@ -228,10 +228,6 @@ def check_refit(config: ConfigDict) -> None:
         f"refit.after is {c.after} and refit.plan {c.plan}; the first is a number of "
         "steps, the second a share in 0 to 1.",
     )
-    require(
-        c.temperature >= 0,
-        f"refit.temperature is {c.temperature}; it must not be negative.",
-    )
     both = config.estimator.direction == "both"
     require(
         not c.after or (config.estimator.name == "bridge" and both),

@@ -98,7 +98,6 @@ def refusal(config, workdir) -> str:
         ("refit.after", -1, "a number of steps"),
         ("refit.plan", 2.0, "a share in 0 to 1"),
         ("refit.copies", 0, "at least 1"),
-        ("refit.temperature", -1.0, "negative"),
         ("schedule.name", "linear", "vp_linear"),
         ("sampling.solver", "euler", "ddim"),
         ("model.dtype", "float16", "bfloat16"),
