@@ -156,8 +156,12 @@ def at(domain: Domain, index: Iterable[int]) -> np.ndarray:
 
 def sample(domain: Domain, count: int) -> np.ndarray:
     """At most `count` of a domain's images, evenly spread, decoded."""
-    chosen = np.linspace(0, len(domain) - 1, min(count, len(domain))).astype(int)
-    return at(domain, chosen)
+    return at(domain, evenly(len(domain), count))
+
+
+def evenly(length: int, count: int) -> np.ndarray:
+    """At most `count` numbers below `length`, evenly spread."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int)
 
 
 def digits(size: tuple[int, int]) -> Four[np.ndarray]:

@@ -205,9 +205,10 @@ def known_plan_of(config: ConfigDict) -> KnownPlan:
     )
 
 
-def tint_test(grey: np.ndarray) -> np.ndarray:
-    """Test images in fixed hues, evenly spread by the golden ratio: uint8 RGB."""
-    hue = jnp.mod(jnp.arange(len(grey)) * 0.6180339887, 1)
+def tint_test(grey: np.ndarray, number: np.ndarray | None = None) -> np.ndarray:
+    """Images in fixed hues by their numbers, spread by the golden ratio: uint8 RGB."""
+    number = np.arange(len(grey)) if number is None else number
+    hue = jnp.mod(jnp.asarray(number) * 0.6180339887, 1)
     tinted = batch.tint(jnp.asarray(images.to_float(grey)), hue)
     return images.to_uint8(np.asarray(tinted))
 

@@ -97,18 +97,21 @@ class Judge:
     def _to_float(self, x: np.ndarray) -> np.ndarray:
         return images.to_float(x) if self._is_image else np.asarray(x)
 
-    def _as_tested(self, stored: np.ndarray) -> np.ndarray:
-        """Stored training images as test images are: of their size, tinted."""
+    def _training_targets(self, number: np.ndarray) -> np.ndarray:
+        """Some as test targets are: of their size, tinted."""
+        stored = data.at(self._splits.train_target, number)
         if self._config.data.tint:
-            stored = dataset.tint_test(stored)
+            stored = dataset.tint_test(stored, number)
         return images.centre(stored, self.source.shape[1:3])
 
     @cached_property
     def _known(self) -> np.ndarray:
-        """Training targets as test targets are: of their size, tinted."""
-        count = max(PCA_IMAGES, len(self.source))
-        known = data.sample(self._splits.train_target, count)
-        return self._to_float(self._as_tested(known)) if self._is_image else known
+        """Some training targets: as many as there are sources, or more."""
+        known = self._splits.train_target
+        number = data.evenly(len(known), max(PCA_IMAGES, len(self.source)))
+        if not self._is_image:
+            return data.at(known, number)
+        return self._to_float(self._training_targets(number))
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -152,12 +155,9 @@ class Judge:
     @cached_property
     def _training_features(self) -> Float[np.ndarray, "n d"]:
         """Of all training targets."""
-        domain = self._splits.train_target
-        parts = (
-            range(start, min(start + PCA_IMAGES, len(domain)))
-            for start in range(0, len(domain), PCA_IMAGES)
-        )
-        seen = (self._look(self._as_tested(data.at(domain, part))) for part in parts)
+        count = len(self._splits.train_target)
+        parts = np.split(np.arange(count), range(PCA_IMAGES, count, PCA_IMAGES))
+        seen = (self._look(self._training_targets(part)) for part in parts)
         return np.concatenate([part.features for part in seen])
 
     def score(self, y: np.ndarray) -> float:
@@ -205,8 +205,7 @@ class Judge:
             return self._known[found]
         features = self._look(images.to_uint8(y)).features
         found = measures.nearest(features, self._training_features)
-        domain = self._splits.train_target
-        return self._to_float(self._as_tested(data.at(domain, found)))
+        return self._to_float(self._training_targets(found))
 
     def realism(self, y: np.ndarray) -> Float[np.ndarray, "n"]:
         """Distance of each translation's features to the nearest training target's."""

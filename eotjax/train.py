@@ -146,6 +146,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
             config, held, batches(0), resident, embed, mesh
         )
     training = build.training(config, shape, resident, mesh, embed)
+    sample = build.sampling(config, shape, mesh)
     run_folder.claim(workdir, asked, run_folder.of(config))
     state = first_state(training, checkpoints, parallel.replicated(mesh))
     if held is not None:
@@ -161,7 +162,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         on_device=on_device,
         batches=batches,
         training=training,
-        sample=build.sampling(config, shape, mesh),
+        sample=sample,
         checkpoints=checkpoints,
         state=state,
     )

@@ -322,6 +322,7 @@ def test_a_tfds_set_that_cannot_be_downloaded_points_to_the_folder_config(
 
     missing = str(tmp_path / "missing.zip")
     monkeypatch.setitem(cycle_gan._DL_URLS, "maps", missing)
+    monkeypatch.setattr(data, "_check_network", lambda builder: None)
     with pytest.raises(UserError, match=r"could not prepare.*configs/folder\.py"):
         dataset.load(config("tfds", tmp_path, name="cycle_gan/maps"))
 
