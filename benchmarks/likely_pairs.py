@@ -29,7 +29,7 @@ def likeliest(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
         run.checkpoints.close()
         sets, plan = run.on_device, run.state.held
         assert sets is not None  # the sets lie on the device for a whole plan
-        rows = np.linspace(0, len(sets["source_points"]) - 1, SOURCES).astype(int)
+        rows = data.evenly(len(sets["source_points"]), SOURCES)
         cost = coupling.half_squared_distance(
             sets["source_points"][rows], sets["target_points"]
         )

@@ -17,13 +17,9 @@ def get_config(variants: str = ""):
     c.data.kind = "folder"
     c.data.flip = True
     c.data.crop_margin = 6
-    own = {"photos": photos, "bridge": bridge, "small": small, "mnist": mnist}
+    own = {"photos": horse2zebra.photographs, "bridge": bridge}
+    own |= {"small": small, "mnist": mnist}
     return default.apply_variants(c, variants, own)
-
-
-def photos(c) -> None:
-    """Photographs at 256x256, in latents: see configs/horse2zebra.py."""
-    horse2zebra.photographs(c)
 
 
 def bridge(c) -> None:

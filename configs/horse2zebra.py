@@ -35,7 +35,7 @@ def get_config(variants: str = ""):
 
 
 def photographs(c) -> None:
-    """For photographs at 256x256 of any two kinds."""
+    """Photographs at 256x256 of any two kinds, in latents."""
     c.steps = 12_000
     c.batch_size = 32
     c.sample_every = c.checkpoint.every = 1_000

@@ -159,6 +159,15 @@ def sample(domain: Domain, count: int) -> np.ndarray:
     return at(domain, evenly(len(domain), count))
 
 
+def filled(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The numbers below `count` in parts of one `size`, and how many of each are new.
+
+    The last part is filled up from the first numbers: one shape, one compilation.
+    """
+    for start in range(0, count, size):
+        yield np.arange(start, start + size) % count, min(size, count - start)
+
+
 def evenly(length: int, count: int) -> np.ndarray:
     """At most `count` numbers below `length`, evenly spread."""
     return np.linspace(0, length - 1, min(count, length)).astype(int)

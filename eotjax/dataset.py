@@ -116,23 +116,23 @@ def cut(
       UserError: a share is less than two images.
     """
     rows = np.arange(len(stored))
-
-    def hold_out(share: float, said: str) -> np.ndarray:
-        nonlocal rows
-        held = rows[evenly_spread(len(rows), share)]
-        if share and len(held) < 2:
-            raise UserError(
-                f"{said} {share} of the {len(rows)} images in {names[0]} are "
-                f"{len(held)}; it takes two or more."
-            )
-        rows = np.setdiff1d(rows, held)
-        return held
-
     if test is data.NONE:
-        held = hold_out(TEST_SHARE, f"there is no {names[1]}, and for testing")
-        test = data.take(stored, held)
+        held = evenly_spread(len(rows), TEST_SHARE)
+        if len(held) < 2:
+            raise UserError(
+                f"there is no {names[1]}, and for testing {TEST_SHARE} of the "
+                f"{len(rows)} images in {names[0]} are {len(held)}; it takes two or "
+                f"more: make {names[1]}."
+            )
         print(f"there is no {names[1]}: {len(held)} images of {names[0]} are held out")
-    valid = data.take(stored, hold_out(share, "data.validation"))
+        test, rows = data.take(stored, rows[held]), np.delete(rows, held)
+    held = evenly_spread(len(rows), share)
+    if share and len(held) < 2:
+        raise UserError(
+            f"data.validation {share} of the {len(rows)} images in {names[0]} are "
+            f"{len(held)}; it takes two or more: raise it, or set it to 0."
+        )
+    valid, rows = data.take(stored, rows[held]), np.delete(rows, held)
     trained = np.isin(np.arange(len(stored)), rows)
     return Side(data.take(stored, rows), valid, test, trained)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from eotjax import data, images, latents
+from eotjax import atomic, data, images, latents
 from eotjax.data import DataSet, Domain, Lazy
 from eotjax.errors import UserError
 from eotjax.latents import Autoencoder
@@ -76,12 +76,8 @@ def _from_file(
         folder.mkdir(parents=True, exist_ok=True)
         views = 2 if config.data.flip else 1
         found = encode(domain, space, views=views, label=f"encoding {name}")
-        part = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-        try:
-            np.save(part, found)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, found)
         print(f"latents of {name}: kept in {path}")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)

@@ -8,70 +8,19 @@ cosine of the angle between two images' features.
 
 import argparse
 import hashlib
-import os
-import zipfile
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from eotjax import classifier, command, images
+from eotjax import atomic, classifier, command, images
 from eotjax.classifier import Classify
 from eotjax.errors import UserError
 from eotjax.metrics import Progress
 
-AT_ONCE = 64  # images between two states that an interrupted command goes on from
-
-
-def extract(
-    paths: Sequence[Path],
-    classify: Classify,
-    *,
-    size: tuple[int, int],
-    fit: images.Fit,
-    done: np.ndarray,
-) -> Iterator[np.ndarray]:
-    """Features of unit length of the images after those done: all so far, in parts.
-
-    Args:
-      paths: of all images.
-      classify: whose features they are.
-      size: (height, width) that images are brought to before.
-      fit: how, as data.fit.
-      done: of the first images, [k, d]; empty for none.
-
-    Raises:
-      UserError: an image is broken.
-    """
-    decode = partial(images.decode, size=size, channels=3, fit=fit)
-    for start in range(len(done), len(paths), AT_ONCE):
-        pixels = np.stack([decode(path) for path in paths[start : start + AT_ONCE]])
-        found = classify(pixels).features.astype(np.float32)
-        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
-        done = np.concatenate([done, found]) if len(done) else found
-        yield done
-
-
-def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes a .npz in one go: it is there whole, or as it was."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-def read_state(path: Path, digest: str) -> dict[str, np.ndarray]:
-    """What an interrupted command had done, if it was this one; else nothing."""
-    try:
-        with np.load(path, allow_pickle=False) as state:
-            arrays = dict(state)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return {}
-    return arrays if str(arrays.pop("digest", "")) == digest else {}
+AT_ONCE = 64  # images whose features are kept together until all are done
 
 
 def make(
@@ -94,23 +43,41 @@ def make(
       size: (height, width) that images are brought to before.
       fit: how, as data.fit.
       identity: of the classifier: work done with another one is not gone on with.
+
+    Raises:
+      UserError: an image is broken.
     """
     paths = {name: images.find(data / name) for name in names}
     listed = [(name, *map(str, found)) for name, found in paths.items()]
     said = repr((identity, size, fit, listed))
-    digest = hashlib.sha256(said.encode()).hexdigest()
+    digest = hashlib.sha256(said.encode()).hexdigest()[:16]
     partly = output.with_name(f"{output.name}.partly")
-    arrays = read_state(partly, digest)
+    partly.mkdir(exist_ok=True)
+    decode = partial(images.decode, size=size, channels=3, fit=fit)
     progress = Progress("features", sum(map(len, paths.values())), "images")
-    for name, found in paths.items():
-        done = arrays.get(name, np.empty((0, 0), np.float32))
-        progress.update(len(done))
-        for part in extract(found, classify, size=size, fit=fit, done=done):
-            progress.update(len(part) - len(arrays.get(name, ())))
-            arrays[name] = part
-            write(partly, {**arrays, "digest": np.array(digest)})
-    write(output, arrays)
-    partly.unlink(missing_ok=True)
+
+    def part(name: str, start: int) -> np.ndarray:
+        """Features of a few images, of unit length; from a file, if there is one."""
+        few = paths[name][start : start + AT_ONCE]
+        kept = partly / f"{digest}_{names.index(name)}_{start}.npy"
+        if kept.exists():
+            found = np.load(kept, allow_pickle=False)
+        else:
+            found = classify(np.stack(list(map(decode, few)))).features
+            length = np.linalg.norm(found, axis=1, keepdims=True)
+            found = (found / np.maximum(length, 1e-12)).astype(np.float32)
+            with atomic.replacing(kept) as temporary, temporary.open("wb") as file:
+                np.save(file, found)
+        progress.update(len(few))
+        return found
+
+    arrays = {
+        name: np.concatenate([part(name, i) for i in range(0, len(found), AT_ONCE)])
+        for name, found in paths.items()
+    }
+    with atomic.replacing(output) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    shutil.rmtree(partly)
     for name, array in arrays.items():
         print(f"{name}: {array.shape[0]} images, {array.shape[1]} features each")
     print(f"wrote {output}")

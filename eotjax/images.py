@@ -1,18 +1,17 @@
 """Image files: found, decoded to uint8 [h, w, c], written, laid out in grids."""
 
 import contextlib
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
-from uuid import uuid4
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from eotjax import atomic
 from eotjax.errors import UserError
 
 Fit = Literal["crop", "pad", "stretch"]
@@ -165,12 +164,8 @@ def write(path: str | Path, pixels: Pixels) -> None:
         raise UserError(
             f"cannot write the image {path} ({_reason(error)}); choose another format."
         ) from error
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
-    try:
+    with atomic.replacing(path) as temporary:
         temporary.write_bytes(encoded.getbuffer())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def format_of(suffix: str) -> str:

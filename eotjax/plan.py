@@ -125,15 +125,40 @@ def pair(
     lengths: tuple[int, int] | None,
     mesh: Mesh,
 ) -> pairing.Pairing:
-    """Where a step's pairs come from: plans, and perhaps the bridge itself."""
-    return refit.mixed(
-        pair_by_plans(config, embed, settings, lengths, mesh),
-        views=fixed_views(config),
-        share=config.refit.plan,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        constrain=partial(parallel.constrain_batch, mesh),
-    )
+    """Where a step's pairs come from: plans, and perhaps the bridge itself.
+
+    Args:
+      config: the whole config.
+      embed: to where the cost is taken.
+      settings: of the plans' solver.
+      lengths: of the training sets, whole on the device; None to stream.
+      mesh: of all devices.
+    """
+    c = config.coupling
+    step: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "constrain": partial(parallel.constrain_batch, mesh),
+    }
+    groups = step | {
+        "view": view(config),
+        "embed": embed,
+        "couple": couple(config, settings),
+        "group_size": c.group_size,
+    }
+    if c.method == "whole":
+        draw = pairing.over_the_sets(
+            view=view(config),
+            solver=settings,
+            fixed_views=c.cost != "features",
+            **step,
+        )
+    elif outlasts_a_step(config):
+        assert lengths is not None  # checked with the data
+        draw = pairing.over_steps(lengths=lengths, draws=c.draws, **groups)
+    else:
+        draw = pairing.within_batches(lengths=lengths, **groups)
+    return refit.mixed(draw, views=fixed_views(config), share=config.refit.plan, **step)
 
 
 def fixed_views(config: ConfigDict) -> refit.Views:
@@ -146,44 +171,6 @@ def fixed_views(config: ConfigDict) -> refit.Views:
         return each(index)
 
     return views
-
-
-def pair_by_plans(
-    config: ConfigDict,
-    embed: cost_space.Embed,
-    settings: Solver,
-    lengths: tuple[int, int] | None,
-    mesh: Mesh,
-) -> pairing.Pairing:
-    """Where the pairs of plans come from.
-
-    Args:
-      config: the whole config.
-      embed: to where the cost is taken.
-      settings: of the plans' solver.
-      lengths: of the training sets, whole on the device; None to stream.
-      mesh: of all devices.
-    """
-    c = config.coupling
-    shared: dict[str, Any] = {
-        "view": view(config),
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "constrain": partial(parallel.constrain_batch, mesh),
-    }
-    if c.method == "whole":
-        return pairing.over_the_sets(
-            solver=settings, fixed_views=c.cost != "features", **shared
-        )
-    groups = shared | {
-        "embed": embed,
-        "couple": couple(config, settings),
-        "group_size": c.group_size,
-    }
-    if outlasts_a_step(config):
-        assert lengths is not None  # checked with the data
-        return pairing.over_steps(lengths=lengths, draws=c.draws, **groups)
-    return pairing.within_batches(lengths=lengths, **groups)
 
 
 def nothing_held(config: ConfigDict, lengths: tuple[int, int] | None) -> pairing.Held:

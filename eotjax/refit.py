@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from eotjax import batch, parallel, sampler
 from eotjax.batch import Data
+from eotjax.data import filled
 from eotjax.estimators import expand
 from eotjax.metrics import Progress
 from eotjax.pairing import Constrain, Pairing
@@ -89,13 +90,12 @@ def mixed(
         real_source, made_target = own(key_source, "source", "target")
         real_target, made_source = own(key_target, "target", "source")
         rows = expand(jnp.arange(batch_size), real_source)
-        turned, old = rows % 2 == 1, rows < of_plan
-        source = jnp.where(turned, real_source, made_source)
-        target = jnp.where(turned, made_target, real_target)
-        return drawn._replace(
-            source=jnp.where(old, drawn.source, source),
-            target=jnp.where(old, drawn.target, target),
-        )
+        source = jnp.where(rows % 2 == 1, real_source, made_source)
+        target = jnp.where(rows % 2 == 1, made_target, real_target)
+        if of_plan:  # else the compiler need not read the plan's images at all
+            source = jnp.where(rows < of_plan, drawn.source, source)
+            target = jnp.where(rows < of_plan, drawn.target, target)
+        return drawn._replace(source=source, target=target)
 
     return pairs
 
@@ -142,12 +142,11 @@ def maker(
         ends = {FIRST: parallel.put(np.int32(number * copies), whole)}
         for side, other in (SIDES, SIDES[::-1]):
             parts = []
-            for start in range(0, counts[side], at_once):
-                index = np.arange(start, start + at_once) % counts[side]
+            for index, new in filled(counts[side], at_once):
                 rows = parallel.put(index, cut)
                 part = programs[side](params, data, jnp.uint32(number), rows)
-                parts.append(np.asarray(part)[: counts[side] - start])
-                report.update(len(parts[-1]))
+                parts.append(np.asarray(part)[:new])
+                report.update(new)
             ends[made(other)] = parallel.put(np.concatenate(parts), whole)
         return ends
 

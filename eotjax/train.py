@@ -183,12 +183,16 @@ def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path
     """
     workdir = Path(workdir).absolute()
     config = run_folder.config(workdir)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    with contextlib.closing(checkpoints):
+        saved = checkpoints.latest_step()
+    checks.require(  # before minutes are spent on a plan of its own
+        bool(saved),
+        f"the run in {workdir} has saved no trained state yet; wait for one.",
+    )
     run = prepare(config, workdir)
     run.checkpoints.close()
     done = int(run.state.step)
-    checks.require(
-        done > 0, f"the run in {workdir} has saved no trained state yet; wait for one."
-    )
     folder = Path(output or workdir / "newest")
     run.export(run.state, folder)
     if parallel.is_leader():

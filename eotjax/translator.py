@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 from ml_collections import ConfigDict
 
-from eotjax import build, images, parallel, stablehlo
+from eotjax import build, data, images, parallel, stablehlo
 from eotjax.checks import Shape, check_guidance, choose, factor_of, require
 from eotjax.errors import UserError
 from eotjax.metrics import Progress
@@ -112,14 +112,13 @@ class Translator:
         size = self._chunk(len(x), x.shape[1:])
         report = Progress("translating", len(x), "images") if progress else None
         results = [np.zeros((0, *x.shape[1:]), np.float32)]
-        for start in range(0, len(x), size):
-            rows = np.arange(start, start + size) % len(x)  # the last chunk is filled
+        for rows, new in data.filled(len(x), size):
             y = self._sample(
                 self._params, jnp.uint32(seed), index[rows], way[rows], x[rows]
             )
-            results.append(np.asarray(y)[: len(x) - start])
+            results.append(np.asarray(y)[:new])
             if report is not None:
-                report.update(len(results[-1]))
+                report.update(new)
         target = np.concatenate(results)
         target = images.to_uint8(target) if source.dtype == np.uint8 else target
         return target if num_samples == 1 else target.reshape(-1, *source.shape)
