@@ -129,7 +129,8 @@ class UNet(nn.Module):
       attention: the levels, from 0, the first one, at which self-attention follows each
         block.
       patch: pixels a side of the squares that are one position of the first level
-        (space to depth; Hoogeboom et al. 2023, arXiv 2301.11093, section 3.3).
+        (space to depth; Hoogeboom et al. 2023, arXiv 2301.11093, section 3.3); above
+        1, `blocks` more at the whole resolution refine what they give.
       head_channels: channels of one attention head.
       dropout: rate, inside the residual blocks.
       remat: recompute the blocks' activations in the backward pass, to save memory.
@@ -162,6 +163,11 @@ class UNet(nn.Module):
         if self.remat:
             residual = nn.remat(ResidualBlock, static_argnums=(3,))
 
+        def out(x: Feature, channels: int, name: str) -> Float[Array, "b h w channels"]:
+            return nn.Conv(
+                channels, (3, 3), kernel_init=nn.initializers.zeros, name=name
+            )(nn.silu(GroupNorm(self.dtype)(x)).astype(jnp.float32))
+
         def block(
             x: Feature, channels: int, level: int, name: str
         ) -> Float[Array, "b h w channels"]:
@@ -186,6 +192,7 @@ class UNet(nn.Module):
             embed = nn.Embed(self.labels, 4 * self.width, dtype=self.dtype)
             time = time + embed(label)
 
+        pixels = x
         x = conv(self.width, 1, "conv_in")(to_patches(x, self.patch))
         skips = [x]
         last = len(self.multipliers) - 1
@@ -210,11 +217,17 @@ class UNet(nn.Module):
                 x = x.repeat(2, axis=1).repeat(2, axis=2)
                 x = conv(x.shape[-1], 1, f"up{level}_conv")(x)
 
-        x = nn.silu(GroupNorm(self.dtype)(x))
-        out = nn.Conv(
-            self.channels * self.patch**2,
-            (3, 3),
-            kernel_init=nn.initializers.zeros,
-            name="conv_out",
-        )(x.astype(jnp.float32))
-        return from_patches(out, self.patch)
+        patches = out(x, self.channels * self.patch**2, "conv_out")
+        coarse = from_patches(patches, self.patch)
+        if self.patch == 1:
+            return coarse
+
+        # A patch is written from one position alone, which leaves a grid. What follows
+        # sees across the borders, and sees the input.
+        x = jnp.concatenate([coarse, pixels], axis=-1)
+        x = conv(self.width, 1, "refine_in")(x)
+        for i in range(self.blocks):
+            x = residual(self.width, self.dropout, self.dtype, name=f"refine_{i}")(
+                x, time, train
+            )
+        return coarse + out(x, self.channels, "refine_out")

@@ -119,6 +119,32 @@ def test_a_small_unet_has_the_parameters_counted_by_hand():
     assert sum(sizes.values()) == expected == 48_907
 
 
+def test_a_small_unet_of_patches_has_the_parameters_counted_by_hand():
+    network = UNet(channels=3, width=8, multipliers=(1,), blocks=1, patch=2)
+    expected = (
+        dense(8, 32) + dense(32, 32) + conv(4 * 6, 8)  # time, first convolution
+        + 3 * residual(8, 8, 32)  # down, middle
+        + 2 * residual(16, 8, 32) + 2 * 8 + conv(8, 4 * 3)  # up, last convolution
+        + conv(3 + 6, 8) + residual(8, 8, 32) + 2 * 8 + conv(8, 3)  # refinement
+    )  # fmt: skip
+    assert sum(names_and_sizes(network, (2, 8, 8, 6)).values()) == expected
+
+
+def test_the_last_layers_see_across_the_borders_of_patches():
+    """Of a pixel at its patch's corner, the input's pixels all around count; in the
+    patches' own output each would count only with the others of its patch."""
+    network = UNet(channels=1, width=8, multipliers=(1,), blocks=1, patch=4)
+    given = inputs((1, 12, 12, 1))
+    params = network.init(KEY, *given)["params"]
+    params["refine_out"] = jax.tree.map(lambda p: p + 1, params["refine_out"])
+    # The patches say nothing, so all that is seen is seen by the refinement.
+    seen = jax.grad(
+        lambda x: network.apply({"params": params}, x, *given[1:])[0, 4, 4, 0]
+    )
+    around = np.abs(np.asarray(seen(given[0])))[0, 2:7, 2:7, 0]
+    assert around.min() > 1e-4
+
+
 def test_a_small_mlp_has_the_parameters_counted_by_hand():
     block = 2 * 16 + dense(16, 16) + dense(16, 16)
     expected = dense(16, 16) + dense(6, 16) + 2 * block + 2 * 16 + dense(16, 3)
