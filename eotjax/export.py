@@ -20,7 +20,7 @@ from eotjax.checks import Shape, require
 from eotjax.errors import UserError
 from eotjax.translator import Translator, with_sampling
 
-FORMAT = 3
+FORMAT = 4
 SPACE = "autoencoder.npz"
 CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
 
@@ -118,7 +118,9 @@ def describe(path: str | Path) -> dict:
         description = json.loads((path / "config.json").read_text())
         version = description["format"]
         if version == 2:
-            version, description = FORMAT, _upgraded(description)
+            version, description = 3, _upgraded(description)
+        if version == 3 and description["config"]["model"]["patch"] == 1:
+            version = FORMAT  # which only refines what patches give
         if version == FORMAT:
             missing = set(CONTENTS) - set(description)
             if missing:
@@ -150,7 +152,7 @@ def _upgraded(description: dict) -> dict:
         config[group] = {**values, **config.get(group, {})}
     if config["estimator"]["name"] == "bridge":
         config["estimator"]["prediction"] = "v"  # which no bridge read
-    return {**description, "format": FORMAT, "config": config}
+    return {**description, "format": 3, "config": config}
 
 
 def load(path: str | Path, /, **sampling) -> Translator:

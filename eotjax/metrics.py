@@ -1,12 +1,13 @@
 """What a run shows while it runs: progress lines, metrics files, TensorBoard."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,14 @@ class Log:
             now = time.monotonic()
             self._pending = (done, self._count, self._count / (now - self._time), total)
             self._sum, self._count, self._time = None, 0, now
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Work that is no step's, which the rate and the time left do not count."""
+        jax.block_until_ready((self._sum, self._pending))  # the steps' own time
+        start = time.monotonic()
+        yield
+        self._time += time.monotonic() - start
 
     def flush(self) -> None:
         """Prints and writes the last whole interval, and judges it."""

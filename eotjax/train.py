@@ -261,12 +261,14 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
                 state = state._replace(maker=jax.tree.map(jnp.copy, state.ema_params))
             if rounds > earlier or (rounds and advance is None):
                 assert run.on_device is not None  # checked with the data
-                made = make_pairs(state.maker, run.on_device, rounds)
+                with log.aside():
+                    made = make_pairs(state.maker, run.on_device, rounds)
                 data = itertools.repeat(run.on_device | made)
             if advance is None or rounds > earlier == 0:
                 print("compiling the step", flush=True)
                 first = next(data)
-                advance = parallel.compiled(run.training.step, state, first)
+                with log.aside():
+                    advance = parallel.compiled(run.training.step, state, first)
                 data = itertools.chain([first], data)
             state, values = advance(state, next(data))
             log.add(done, values)
@@ -274,7 +276,8 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             stop = interruption.agreed(done) and not last
             if (done % config.sample_every == 0 or last) and not stop:
                 log.flush()
-                show(done)
+                with log.aside():
+                    show(done)
             if done % config.checkpoint.every == 0 or last or stop:
                 log.flush()  # saving waits for the device anyway
                 run.checkpoints.save(done, state)

@@ -67,7 +67,7 @@ def test_the_artefact_of_a_run_holds_its_averaged_parameters(trained, smoke):
     assert json.loads(json.dumps(result)) == written["forward"]
 
 
-def test_an_artefact_of_the_format_before_is_read(artefact, translator):
+def test_an_artefact_of_format_2_is_read(artefact, translator):
     path = artefact / "config.json"
     description = json.loads(path.read_text()) | {"format": 2}
     config = description["config"]
@@ -82,6 +82,12 @@ def test_an_artefact_of_the_format_before_is_read(artefact, translator):
     path.write_text(json.dumps(description))
     before = eotjax.load(artefact)
     np.testing.assert_array_equal(before(SOURCE), translator(SOURCE))
+
+
+def test_an_artefact_of_pixels_of_the_last_format_is_read(artefact, translator):
+    path = artefact / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+    np.testing.assert_array_equal(eotjax.load(artefact)(SOURCE), translator(SOURCE))
 
 
 def test_what_goes_in_says_what_comes_out(translator):
@@ -241,6 +247,10 @@ def damage(artefact, kind):
     elif kind == "old":
         changed = json.loads(config.read_text())
         config.write_text(json.dumps(changed | {"format": 1}))
+    elif kind == "patches as they were":
+        changed = json.loads(config.read_text()) | {"format": 3}
+        changed["config"]["model"]["patch"] = 2
+        config.write_text(json.dumps(changed))
     elif kind == "no digests":
         changed = json.loads(config.read_text())
         del changed["sha256"]
@@ -260,6 +270,7 @@ def damage(artefact, kind):
         ("cut", "is no eotjax export"),
         ("other json", "is no eotjax export"),
         ("version", "format 99"),
+        ("patches as they were", "format 3, this eotjax reads 4"),
         ("old", "format 1"),
         ("no digests", "sha256"),
         ("another's parameters", "params is damaged"),
