@@ -121,6 +121,7 @@ def describe(path: str | Path) -> dict:
             version, description = 3, _upgraded(description)
         if version == 3 and description["config"]["model"]["patch"] == 1:
             version = FORMAT  # which only refines what patches give
+            description = {**description, "format": FORMAT}
         if version == FORMAT:
             missing = set(CONTENTS) - set(description)
             if missing:
@@ -139,7 +140,7 @@ def describe(path: str | Path) -> dict:
 
 
 def _upgraded(description: dict) -> dict:
-    """A description of format 2, which knew pixels only, as one of this format."""
+    """A description of format 2, which knew pixels only, as one of the next."""
     config = dict(description["config"])
     for group, values in (
         ("latent", {"weights": "", "channels": 0, "license": "", "cache": ""}),
@@ -152,7 +153,7 @@ def _upgraded(description: dict) -> dict:
         config[group] = {**values, **config.get(group, {})}
     if config["estimator"]["name"] == "bridge":
         config["estimator"]["prediction"] = "v"  # which no bridge read
-    return {**description, "format": 3, "config": config}
+    return {**description, "config": config}
 
 
 def load(path: str | Path, /, **sampling) -> Translator:

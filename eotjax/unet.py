@@ -159,9 +159,16 @@ class UNet(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "b h w channels"]:
-        residual = ResidualBlock
+        make_residual = ResidualBlock
         if self.remat:
-            residual = nn.remat(ResidualBlock, static_argnums=(3,))
+            make_residual = nn.remat(ResidualBlock, static_argnums=(3,))
+
+        def residual(
+            x: Feature, channels: int, name: str
+        ) -> Float[Array, "b h w channels"]:
+            return make_residual(channels, self.dropout, self.dtype, name=name)(
+                x, time, train
+            )
 
         def out(x: Feature, channels: int, name: str) -> Float[Array, "b h w channels"]:
             return nn.Conv(
@@ -171,7 +178,7 @@ class UNet(nn.Module):
         def block(
             x: Feature, channels: int, level: int, name: str
         ) -> Float[Array, "b h w channels"]:
-            x = residual(channels, self.dropout, self.dtype, name=name)(x, time, train)
+            x = residual(x, channels, name)
             if level in self.attention:
                 x = SelfAttention(
                     self.head_channels, self.dtype, name=f"{name}_attention"
@@ -205,9 +212,7 @@ class UNet(nn.Module):
                 skips.append(x)
 
         x = block(x, x.shape[-1], last, "middle_0")
-        x = residual(x.shape[-1], self.dropout, self.dtype, name="middle_1")(
-            x, time, train
-        )
+        x = residual(x, x.shape[-1], "middle_1")
 
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for i in range(self.blocks + 1):
@@ -222,12 +227,10 @@ class UNet(nn.Module):
         if self.patch == 1:
             return coarse
 
-        # A patch is written from one position alone, which leaves a grid. What follows
-        # sees across the borders, and sees the input.
+        # So far width channels stood for all that a patch holds. What follows sees the
+        # input itself, at its own resolution, and across the patches' borders.
         x = jnp.concatenate([coarse, pixels], axis=-1)
         x = conv(self.width, 1, "refine_in")(x)
         for i in range(self.blocks):
-            x = residual(self.width, self.dropout, self.dtype, name=f"refine_{i}")(
-                x, time, train
-            )
+            x = residual(x, self.width, f"refine_{i}")
         return coarse + out(x, self.channels, "refine_out")

@@ -130,19 +130,24 @@ def test_a_small_unet_of_patches_has_the_parameters_counted_by_hand():
     assert sum(names_and_sizes(network, (2, 8, 8, 6)).values()) == expected
 
 
+NEAR = (slice(2, 4), slice(4, 7))  # of pixel 4, in the patch before its own and there
+
+
 def test_the_last_layers_see_across_the_borders_of_patches():
-    """Of a pixel at its patch's corner, the input's pixels all around count; in the
-    patches' own output each would count only with the others of its patch."""
+    """To a pixel at its patch's corner those around it count, in all four patches, and
+    more than any farther off, which count by the norms' moments alone."""
     network = UNet(channels=1, width=8, multipliers=(1,), blocks=1, patch=4)
-    given = inputs((1, 12, 12, 1))
+    given = inputs((1, 64, 64, 1))
     params = network.init(KEY, *given)["params"]
     params["refine_out"] = jax.tree.map(lambda p: p + 1, params["refine_out"])
     # The patches say nothing, so all that is seen is seen by the refinement.
     seen = jax.grad(
         lambda x: network.apply({"params": params}, x, *given[1:])[0, 4, 4, 0]
     )
-    around = np.abs(np.asarray(seen(given[0])))[0, 2:7, 2:7, 0]
-    assert around.min() > 1e-4
+    counts = np.abs(np.asarray(seen(given[0])))[0, ..., 0]
+    assert counts[2:7, 2:7].min() > 1e-4
+    patches = [counts[rows, columns] for rows in NEAR for columns in NEAR]
+    assert min(patch.max() for patch in patches) > 10 * counts[9:, 9:].max()
 
 
 def test_a_small_mlp_has_the_parameters_counted_by_hand():
