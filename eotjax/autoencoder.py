@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from eotjax import kernels
 from eotjax.errors import UserError
 from eotjax.weights import Weights
 
@@ -38,16 +39,16 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         if self.pooled:
-            mix = nn.Conv(
-                4 * WIDTH, (1, 1), use_bias=False, dtype=self.dtype, name="pool_0"
+            mix = kernels.Conv(
+                4 * WIDTH, 1, use_bias=False, dtype=self.dtype, name="pool_0"
             )(x)
             mix = nn.GroupNorm(4, epsilon=1e-5, dtype=self.dtype, name="pool_1")(mix)
-            x = x + nn.Conv(
-                WIDTH, (1, 1), use_bias=False, dtype=self.dtype, name="pool_3"
+            x = x + kernels.Conv(
+                WIDTH, 1, use_bias=False, dtype=self.dtype, name="pool_3"
             )(nn.relu(mix))
         h = x
         for index in (0, 2, 4):
-            h = nn.Conv(WIDTH, (3, 3), dtype=self.dtype, name=f"conv_{index}")(
+            h = kernels.Conv(WIDTH, 3, dtype=self.dtype, name=f"conv_{index}")(
                 h if index == 0 else nn.relu(h)
             )
         return nn.relu(x + h)
@@ -69,9 +70,9 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, images: Images) -> Latents:
         def conv(x: Array, channels: int, layer: int, stride: int = 1) -> Array:
-            return nn.Conv(
+            return kernels.Conv(
                 channels,
-                (3, 3),
+                3,
                 stride,
                 padding=1,  # as PyTorch pads; SAME pads otherwise where strides are 2
                 use_bias=stride == 1,
@@ -96,8 +97,8 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, latents: Latents) -> Images:
         def conv(x: Array, channels: int, layer: int, bias: bool = True) -> Array:
-            return nn.Conv(
-                channels, (3, 3), use_bias=bias, dtype=self.dtype, name=f"{layer}"
+            return kernels.Conv(
+                channels, 3, use_bias=bias, dtype=self.dtype, name=f"{layer}"
             )(x)
 
         x = nn.relu(conv(CLAMP * jnp.tanh(latents / CLAMP), WIDTH, 1))

@@ -6,7 +6,7 @@ from jax import export
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from eotjax import build
+from eotjax import build, kernels
 from eotjax.checks import Shape
 
 NAME = "translate.stablehlo"
@@ -45,7 +45,8 @@ def serialize(config: ConfigDict, shape: Shape, params: PyTree) -> bytes:
     limit = jax.config.values["jax_traceback_in_locations_limit"]
     jax.config.update("jax_traceback_in_locations_limit", 0)
     try:
-        program = export.export(jax.jit(translate), platforms=PLATFORMS)(*arguments)
+        with kernels.portable():
+            program = export.export(jax.jit(translate), platforms=PLATFORMS)(*arguments)
         return bytes(program.serialize())
     finally:
         jax.config.update("jax_traceback_in_locations_limit", limit)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from eotjax import batch
 from eotjax.estimators import Example, Label, both_ways
+from eotjax.muon import is_matrix, scale_by_muon
 from eotjax.pairing import Held, Pairing
 
 Params = Any  # a pytree of arrays
@@ -127,24 +128,6 @@ def make_train_step(
     return train_step
 
 
-def matrices(params: Params) -> Params:
-    """Which parameters are matrices, and along which axes: for optax's Muon.
-
-    All kernels are, in front of their last axis those that are summed over; but the
-    queries', keys' and values' kernel has one such axis, the first. None elsewhere.
-    """
-
-    def one(path: tuple, leaf: Any) -> optax.contrib.MuonDimensionNumbers | None:
-        *layers, name = (entry.key for entry in path)
-        if name != "kernel":
-            return None
-        inputs = 1 if layers[-1] == "qkv" else leaf.ndim - 1
-        axes = tuple(range(leaf.ndim))
-        return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
-
-    return jax.tree.map_with_path(one, params)
-
-
 class Optimizer(NamedTuple):
     """An optax transformation and the learning rate it follows."""
 
@@ -188,14 +171,16 @@ def make_optimizer(
 
     rate = schedule(learning_rate)
     if muon:
-        update = optax.contrib.muon(
-            schedule(muon),
-            weight_decay=weight_decay,
-            adam_b2=0.99,
-            adam_weight_decay=weight_decay,
-            adam_learning_rate=rate,
-            muon_weight_dimension_numbers=matrices,
-            consistent_rms=0.2,
+        update = optax.partition(
+            {
+                True: optax.chain(
+                    scale_by_muon(),
+                    optax.add_decayed_weights(weight_decay),
+                    optax.scale_by_learning_rate(schedule(muon)),
+                ),
+                False: optax.adamw(rate, b2=0.99, weight_decay=weight_decay),
+            },
+            lambda params: jax.tree.map_with_path(is_matrix, params),
         )
     else:
         update = optax.adamw(rate, b2=0.99, weight_decay=weight_decay)

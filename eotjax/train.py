@@ -28,6 +28,7 @@ from eotjax import (
     export,
     images,
     judge,
+    kernels,
     latents,
     metrics,
     pairing,
@@ -110,7 +111,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     """
     mesh = parallel.make_mesh()
     devices = mesh.devices.flat
-    print(f"devices: {mesh.size} {devices[0].device_kind} ({devices[0].platform})")
+    by = ", convolutions by oneDNN" if kernels.used() else ""  # docs/machines.md
+    print(f"devices: {mesh.size} {devices[0].device_kind} ({devices[0].platform}){by}")
     checks.check_config(config, mesh.size)
     run_folder.check(workdir, config)
     asked, config = config, config.copy_and_resolve_references()

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from eotjax import kernels
 from eotjax.embedding import time_embedding
 
 Feature = Float[Array, "b h w c"]
@@ -74,20 +75,20 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Feature, time: Float[Array, "b e"], train: bool
     ) -> Float[Array, "b h w channels"]:
-        def conv(name: str, init: nn.initializers.Initializer) -> nn.Conv:
-            return nn.Conv(
-                self.channels, (3, 3), dtype=self.dtype, kernel_init=init, name=name
+        def conv(name: str, init: nn.initializers.Initializer) -> kernels.Conv:
+            return kernels.Conv(
+                self.channels, 3, dtype=self.dtype, kernel_init=init, name=name
             )
 
         h = nn.silu(GroupNorm(self.dtype)(x))
         h = conv("conv_in", nn.initializers.lecun_normal())(h)
-        film = nn.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(time))
+        film = kernels.Dense(2 * self.channels, dtype=self.dtype)(nn.silu(time))
         scale, shift = jnp.split(film[:, None, None, :], 2, axis=-1)
         h = GroupNorm(self.dtype)(h) * (1 + scale) + shift
         h = nn.Dropout(self.dropout, deterministic=not train)(nn.silu(h))
         h = conv("conv_out", nn.initializers.zeros)(h)
         if x.shape[-1] != self.channels:
-            x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
+            x = kernels.Dense(self.channels, dtype=self.dtype, name="skip")(x)
         return x + h
 
 
@@ -102,10 +103,12 @@ class SelfAttention(nn.Module):
         b, h, w, c = x.shape
         heads = max(c // self.head_channels, 1)
         y = GroupNorm(self.dtype)(x).reshape(b, h * w, c)
-        qkv = nn.DenseGeneral((3, heads, c // heads), dtype=self.dtype, name="qkv")(y)
+        qkv = kernels.DenseGeneral(
+            (3, heads, c // heads), dtype=self.dtype, name="qkv"
+        )(y)
         query, key, value = (qkv[:, :, i] for i in range(3))
         y = jax.nn.dot_product_attention(query, key, value)
-        y = nn.DenseGeneral(
+        y = kernels.DenseGeneral(
             c,
             axis=(-2, -1),
             dtype=self.dtype,
@@ -171,8 +174,8 @@ class UNet(nn.Module):
             )
 
         def out(x: Feature, channels: int, name: str) -> Float[Array, "b h w channels"]:
-            return nn.Conv(
-                channels, (3, 3), kernel_init=nn.initializers.zeros, name=name
+            return kernels.Conv(
+                channels, 3, kernel_init=nn.initializers.zeros, name=name
             )(nn.silu(GroupNorm(self.dtype)(x)).astype(jnp.float32))
 
         def block(
@@ -185,13 +188,13 @@ class UNet(nn.Module):
                 )(x)
             return x
 
-        def conv(channels: int, stride: int, name: str) -> nn.Conv:
-            return nn.Conv(channels, (3, 3), stride, dtype=self.dtype, name=name)
+        def conv(channels: int, stride: int, name: str) -> kernels.Conv:
+            return kernels.Conv(channels, 3, stride, dtype=self.dtype, name=name)
 
-        time = nn.Dense(4 * self.width, dtype=self.dtype, name="time_in")(
+        time = kernels.Dense(4 * self.width, dtype=self.dtype, name="time_in")(
             time_embedding(t, self.width)
         )
-        time = nn.Dense(4 * self.width, dtype=self.dtype, name="time_out")(
+        time = kernels.Dense(4 * self.width, dtype=self.dtype, name="time_out")(
             nn.silu(time)
         )
 

@@ -10,7 +10,6 @@ from scipy.spatial.distance import cdist
 from eotjax import batch, coupling, pairing, sampler, schedule, step
 from eotjax.estimators import ConditionalScore, Example
 from eotjax.mlp import MLP
-from eotjax.unet import UNet
 
 
 class Plain:
@@ -218,27 +217,6 @@ def test_muon_moves_a_kernel_towards_the_nearest_orthogonal_matrix(
     moved = np.abs(moves[layer]["bias"])
     np.testing.assert_allclose(moved, moved[0], rtol=1e-3)
     assert 0.5e-3 < moved[0] < 2e-3
-
-
-def test_of_a_network_all_kernels_and_nothing_else_are_matrices():
-    network = UNet(
-        channels=4, width=8, multipliers=(1, 2), blocks=1, attention=(1,), labels=2,
-        head_channels=8,
-    )  # fmt: skip
-    inputs = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros(1, int)
-    params = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
-    found = jax.tree.leaves_with_path(
-        step.matrices(params), is_leaf=lambda x: x is None or hasattr(x, "output_axis")
-    )
-    shapes = dict(jax.tree.leaves_with_path(params))
-    assert len(found) == len(shapes)
-    for path, axes in found:
-        assert (axes is not None) == (path[-1].key == "kernel")
-        if axes is not None:
-            both = (*axes.reduction_axis, *axes.output_axis)
-            assert both == tuple(range(len(shapes[path].shape)))
-            outputs = [shapes[path].shape[axis] for axis in axes.output_axis]
-            assert len(outputs) == (3 if path[-2].key == "qkv" else 1)
 
 
 # Source N(0, I), epsilon 1 and the potential N(MU, SIGMA) of Gushchin et al. 2023: the
