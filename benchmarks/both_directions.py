@@ -13,7 +13,9 @@ from absl import app, flags
 
 import eotjax
 from configs import digits
-from eotjax import command, dataset, judge, measures, train
+from eotjax import command, train
+from eotjax.build import dataset
+from eotjax.evaluation import judge, measures
 
 FOLDER = flags.DEFINE_string("folder", None, "Where the runs are kept.", required=True)
 load = dataset.load

@@ -14,8 +14,12 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from eotjax import build, command, coupling, kernels, parallel, plan, step
-from eotjax.pairing import Drawn
+from eotjax import command, parallel
+from eotjax.build import planning, wiring
+from eotjax.networks import kernels
+from eotjax.training import step
+from eotjax.transport import sinkhorn
+from eotjax.transport.pairing import Drawn
 
 CONFIG = config_flags.DEFINE_config_file("config")
 ROUNDS = flags.DEFINE_integer("rounds", 10, "steps of each")
@@ -24,19 +28,19 @@ CHANNELS = flags.DEFINE_integer("channels", 32, "of the latents, where there are
 
 def main(_) -> None:
     command.keep_memory()
-    config = plan.with_epsilon(CONFIG.value, 1.0)
+    config = planning.with_epsilon(CONFIG.value, 1.0)
     shape = (*config.data.image_size, 3 if config.data.tint else config.data.channels)
     if config.latent.weights:
         config.latent.channels = CHANNELS.value
-    inner = build.inner_shape(config, shape)
+    inner = wiring.inner_shape(config, shape)
 
     def pair(number, held, data):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number))
         ends = (jax.random.normal(key, (config.batch_size, *inner)) for key in keys)
-        return Drawn(*ends, coupling.no_stats(), held)
+        return Drawn(*ends, sinkhorn.no_stats(), held)
 
-    net = build.network(config, shape)
-    update = build.optimizer(config).update
+    net = wiring.network(config, shape)
+    update = wiring.optimizer(config).update
 
     def apply(params, inputs, t, label, key):
         return net.apply(
@@ -44,11 +48,11 @@ def main(_) -> None:
         )
 
     def compiled():
-        params = net.init(jax.random.key(0), *build.inputs(config, shape))["params"]
+        params = net.init(jax.random.key(0), *wiring.inputs(config, shape))["params"]
         state = step.init(params, update)
         train_step = step.make_train_step(
             pair=pair,
-            estimator=build.estimator(config, shape),
+            estimator=wiring.estimator(config, shape),
             apply=apply,
             optimizer=update,
             ema_decay=config.optimizer.ema_decay,

@@ -14,8 +14,11 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from eotjax import command, dataset, export, images
-from eotjax.judge import Judge, Weights
+from eotjax import command
+from eotjax.artefact import export
+from eotjax.build import dataset
+from eotjax.data import images
+from eotjax.evaluation.judge import Judge, Weights
 
 SIDE = 192  # pixels of an image in the picture
 

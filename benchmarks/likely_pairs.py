@@ -17,7 +17,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import horse2zebra
-from eotjax import coupling, data, images, measures, train
+from eotjax.data import images, sources
+from eotjax.evaluation import measures
+from eotjax.transport import sinkhorn
 
 SOURCES, TARGETS = 12, 5
 
@@ -25,21 +27,21 @@ SOURCES, TARGETS = 12, 5
 def likeliest(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
     """Some sources, and the targets of the largest entries of their rows."""
     with tempfile.TemporaryDirectory() as folder:
-        run = train.prepare(config, Path(folder, "run"))
+        run = prepare.prepare(config, Path(folder, "run"))
         run.checkpoints.close()
         sets, plan = run.on_device, run.state.held
         assert sets is not None  # the sets lie on the device for a whole plan
-        rows = data.evenly(len(sets["source_points"]), SOURCES)
-        cost = coupling.half_squared_distance(
+        rows = sources.evenly(len(sets["source_points"]), SOURCES)
+        cost = sinkhorn.half_squared_distance(
             sets["source_points"][rows], sets["target_points"]
         )
-        logits = coupling.row_logits(cost, plan.g, run.config.coupling.epsilon)
+        logits = sinkhorn.row_logits(cost, plan.g, run.config.coupling.epsilon)
         best = np.asarray(jax.lax.top_k(logits, TARGETS)[1])
         domains = run.splits.train_source, run.splits.train_target
         size = tuple(config.data.image_size)
 
         def read(side: int, index: np.ndarray) -> np.ndarray:
-            return images.centre(data.at(domains[side], index), size)
+            return images.centre(sources.at(domains[side], index), size)
 
         targets = read(1, best.reshape(-1))
         return read(0, rows), targets.reshape(SOURCES, TARGETS, *targets.shape[1:])

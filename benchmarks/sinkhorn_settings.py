@@ -27,8 +27,9 @@ from ott.problems.linear import linear_problem
 from ott.solvers.linear.acceleration import AndersonAcceleration, Momentum
 from ott.solvers.linear.sinkhorn import Sinkhorn
 
-from eotjax import batch, coupling, data, known_plan, potentials
-from eotjax.coupling import Potentials
+from eotjax.data import batch, sources
+from eotjax.transport import known_plan, sinkhorn, whole
+from eotjax.transport.sinkhorn import Potentials
 
 SIZES = flags.DEFINE_list("n", ["256", "1024", "4096"], "points a side")
 OUTPUT = flags.DEFINE_string("output", "", "JSON file of all results")
@@ -57,7 +58,7 @@ class Setting(NamedTuple):
 PLAIN = Setting("plain, 10", 10)  # ott-jax's default
 ADAPTIVE = Setting("adaptive, 5", 5, momentum=None)
 STAGED = ADAPTIVE._replace(
-    name="staged, adaptive, in chunks, 5", staged=True, chunk=potentials.CHUNK
+    name="staged, adaptive, in chunks, 5", staged=True, chunk=whole.CHUNK
 )
 SETTINGS = (
     PLAIN,
@@ -80,7 +81,7 @@ def known(n: int, dim: int, seed: int) -> tuple[Array, Array]:
 
 def digits(n: int, seed: int) -> tuple[Array, Array]:
     """Twos and threes in random hues, drawn with replacement."""
-    splits = data.digits((16, 16))
+    splits = sources.digits((16, 16))
     view = batch.make_view(size=(16, 16), flip=False, tinted=True)
 
     def side(key, stored):
@@ -95,7 +96,7 @@ def ordered_costs(x: Float[Array, "n d"], y: Float[Array, "n d"]) -> Matrix:
     """Both sides in the order of their principal axis: every k-th is a fair part."""
     axis = jnp.linalg.eigh(jnp.cov(jnp.concatenate((x, y)).T))[1][:, -1]
     x, y = x[jnp.argsort(x @ axis)], y[jnp.argsort(y @ axis)]
-    return coupling.half_squared_distance(x, y)
+    return sinkhorn.half_squared_distance(x, y)
 
 
 def problems(n: int, seed: int = 0) -> dict[str, Matrix]:
@@ -113,7 +114,7 @@ def once(cost, epsilon, threshold, start=None, *, setting: Setting, limit: int):
         threshold=threshold,
         max_iterations=limit,
         inner_iterations=setting.inner,
-        momentum=Momentum(value=fixed) if fixed else coupling.MOMENTUM,
+        momentum=Momentum(value=fixed) if fixed else sinkhorn.MOMENTUM,
         anderson=AndersonAcceleration(memory) if memory else None,
     )
     problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon))
@@ -128,8 +129,8 @@ def solve(setting: Setting, cost: Matrix, epsilon, threshold, limit) -> Potentia
     """Solves a problem, in stages and chunks where the setting has them."""
     step = partial(once, setting=setting, limit=setting.chunk or limit)
     stages, mean = [epsilon], float(jnp.mean(cost))
-    while setting.staged and stages[-1] * potentials.DECAY < mean / 10:
-        stages.append(stages[-1] * potentials.DECAY)
+    while setting.staged and stages[-1] * whole.DECAY < mean / 10:
+        stages.append(stages[-1] * whole.DECAY)
     f = g = jnp.zeros(len(cost))
     made = 0
     for now in reversed(stages):

@@ -14,7 +14,9 @@ from absl import app, flags
 
 import eotjax
 from configs import digits, known_plan
-from eotjax import command, dataset, judge, known_plan_report, train
+from eotjax import command, train
+from eotjax.build import dataset
+from eotjax.evaluation import judge, known_plan_report
 
 FOLDER = flags.DEFINE_string("folder", None, "Where the runs are kept.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "A Markdown file with a place for it.")

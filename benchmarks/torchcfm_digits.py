@@ -49,19 +49,13 @@ from torchcfm.conditional_flow_matching import (
 )
 
 from configs import digits
-from eotjax import (
-    build,
-    command,
-    cost_space,
-    dataset,
-    evaluate,
-    export,
-    parallel,
-    plan,
-    train,
-)
-from eotjax.checks import Shape
-from eotjax.data import DataSet
+from eotjax import command, parallel, train
+from eotjax.artefact import export
+from eotjax.build import dataset, planning, wiring
+from eotjax.build.checks import Shape
+from eotjax.data.sources import DataSet
+from eotjax.evaluation import evaluate
+from eotjax.transport import cost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +79,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """eotjax.unet.ResidualBlock, its parameters by the names they have in Flax."""
+    """ResidualBlock of networks/unet, its parameters by the names they have in Flax."""
 
     def __init__(self, inputs: int, channels: int, time: int):
         super().__init__()
@@ -106,7 +100,7 @@ class ResidualBlock(nn.Module):
 
 
 class UNet(nn.ModuleDict):
-    """eotjax.unet.UNet without attention and dropout: (x [b, c, h, w], t [b]) -> x."""
+    """UNet of networks/unet, without attention: (x [b, c, h, w], t [b]) -> x."""
 
     def __init__(
         self, channels: int, width: int, multipliers: tuple[int, ...], blocks: int
@@ -160,7 +154,7 @@ class UNet(nn.ModuleDict):
 
 
 def embed_time(t: Tensor, width: int) -> Tensor:
-    """eotjax.embedding.time_embedding."""
+    """eotjax.networks.embedding.time_embedding."""
     half = width // 2
     frequencies = torch.exp(-math.log(1e4) * torch.arange(half) / max(half - 1, 1))
     angles = 1000 * t[:, None] * frequencies
@@ -184,8 +178,8 @@ def load_flax(net: nn.Module, params: dict) -> None:
 
 def flax_parameters(config: ConfigDict, shape: Shape) -> dict:
     """What eotjax's training starts from."""
-    inputs = build.inputs(config, shape)
-    init = jax.jit(build.network(config, shape).init)
+    inputs = wiring.inputs(config, shape)
+    init = jax.jit(wiring.network(config, shape).init)
     return init(jax.random.key(config.seed), *inputs)["params"]
 
 
@@ -209,7 +203,9 @@ def batches(config: ConfigDict, splits: DataSet) -> Iterator[tuple[Tensor, Tenso
     unpaired.coupling.method = "independent"
     lengths = (len(splits.train_source), len(splits.train_target))
     mesh = parallel.make_mesh()
-    pair = plan.pair(unpaired, cost_space.pixels, plan.solver(unpaired), lengths, mesh)
+    pair = planning.pair(
+        unpaired, cost.pixels, planning.solver(unpaired), lengths, mesh
+    )
     stored = {
         "source": jnp.asarray(splits.train_source),
         "target": jnp.asarray(splits.train_target),
@@ -243,7 +239,7 @@ def train_torchcfm(
     seconds: float,
     threads: int | None,
 ) -> tuple[UNet, UNet, Run]:
-    """Trains for `steps`, or else for `seconds`, as eotjax/step.py does.
+    """Trains for `steps`, or else for `seconds`, as eotjax/training/step.py does.
 
     Returns:
       The network, its average, and what the training took.

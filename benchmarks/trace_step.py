@@ -12,7 +12,10 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import config_flags
 
-from eotjax import build, checks, kernels, parallel, plan, refit
+from eotjax import parallel
+from eotjax.build import checks, planning, wiring
+from eotjax.networks import kernels
+from eotjax.training import refit
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
@@ -37,8 +40,8 @@ def main(_) -> None:
     sets = {"source": lengths[0], "target": lengths[1]}
     data = {k: jax.ShapeDtypeStruct((n, *stored), dtype) for k, n in sets.items()}
     if config.coupling.method == "whole":
-        one = jax.ShapeDtypeStruct((1, *build.inner_shape(config, shape)), jnp.float32)
-        (_, points) = jax.eval_shape(plan.embed(config, None), one).shape
+        one = jax.ShapeDtypeStruct((1, *wiring.inner_shape(config, shape)), jnp.float32)
+        (_, points) = jax.eval_shape(planning.embed(config, None), one).shape
         data |= {
             f"{k}_points": jax.ShapeDtypeStruct(
                 (config.coupling.copies * n, points), jnp.float32
@@ -47,7 +50,7 @@ def main(_) -> None:
         }
 
     if config.refit.after:
-        inner = build.inner_shape(config, shape)
+        inner = wiring.inner_shape(config, shape)
         for side, other in (refit.SIDES, refit.SIDES[::-1]):
             count = config.refit.copies * sets[other]
             ends = jax.ShapeDtypeStruct((count, *inner), jnp.float16)
@@ -55,8 +58,8 @@ def main(_) -> None:
         data[refit.FIRST] = jax.ShapeDtypeStruct((), jnp.int32)
 
     # Its size changes nothing here.
-    config = plan.with_epsilon(config, config.coupling.epsilon)
-    training = build.training(config, shape, lengths, mesh)
+    config = planning.with_epsilon(config, config.coupling.epsilon)
+    training = wiring.training(config, shape, lengths, mesh)
     state = jax.eval_shape(training.init)
     with kernels.portable():  # of others' kernels XLA counts nothing
         lowered = training.step.lower(state, data)

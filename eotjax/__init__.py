@@ -1,7 +1,7 @@
 """Unpaired image translation by distilling entropic optimal transport."""
 
+from eotjax.artefact.export import load
+from eotjax.artefact.translator import Translator
 from eotjax.errors import UserError
-from eotjax.export import load
-from eotjax.translator import Translator
 
 __all__ = ["Translator", "UserError", "load"]

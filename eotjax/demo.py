@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from eotjax import card, command, export, images
-from eotjax.checks import require
-from eotjax.errors import UserError
-from eotjax.images import Pixels
-from eotjax.translator import Translator
+from eotjax import command
+from eotjax.artefact import export
+from eotjax.artefact.translator import Translator
+from eotjax.data import images
+from eotjax.data.images import Pixels
+from eotjax.errors import UserError, require
+from eotjax.evaluation import card
 
 MOST_IMAGES = 8
 MOST_STEPS = 200

@@ -1,5 +1,20 @@
 """The one kind of error a user is expected to read: a sentence, no traceback."""
 
+from typing import Any
+
 
 class UserError(ValueError):
     """Wrong input. The message names the thing that is wrong and the remedy."""
+
+
+def choose(options: dict[str, Any], name: str, key: str) -> Any:
+    """options[name], or a UserError that names the config's key and the options."""
+    if name not in options:
+        raise UserError(f"{key} is {name!r}; it must be one of {', '.join(options)}.")
+    return options[name]
+
+
+def require(condition: bool, sentence: str) -> None:
+    """Raises UserError(sentence) where the condition does not hold."""
+    if not condition:
+        raise UserError(sentence)

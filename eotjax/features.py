@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from eotjax import atomic, classifier, command, images
-from eotjax.classifier import Classify
+from eotjax import atomic, command
+from eotjax.data import images
 from eotjax.errors import UserError
-from eotjax.metrics import Progress
+from eotjax.evaluation import classifier
+from eotjax.evaluation.classifier import Classify
+from eotjax.progress import Progress
 
 AT_ONCE = 64  # images whose features are kept together until all are done
 

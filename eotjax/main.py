@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -21,8 +22,18 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One process of several.")
 SIGTERM_STATUS = 143  # what a shell reports for a process that ended on SIGTERM
 
 
+def add_configs_root(argv: list[str]) -> None:
+    """Lets a config import its neighbours, as `configs`, from any working folder."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = argument.lstrip("-").partition("=")
+        if name == "config":
+            path = Path((value or following).partition(":")[0]).resolve()
+            sys.path.append(str(path.parent.parent))
+
+
 def parse(argv: list[str]) -> list[str]:
     """absl's parser, with every mistake told in one sentence."""
+    add_configs_root(argv)
     try:
         rest = flags.FLAGS(argv)
         CONFIG.value.keys()  # a config that could not be loaded raises here

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -10,7 +10,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from eotjax.errors import UserError
-from eotjax.step import Data, Metrics, TrainState
+
+State = TypeVar("State")  # pytrees of arrays
+Data = TypeVar("Data")
+Metrics = TypeVar("Metrics")
 
 
 def start_processes() -> None:
@@ -103,11 +106,11 @@ def compiled(function: Any, *arguments: PyTree) -> Callable:
 
 
 def jit_step(
-    train_step: Callable[[TrainState, Data], tuple[TrainState, Metrics]],
+    train_step: Callable[[State, Data], tuple[State, Metrics]],
     mesh: Mesh,
     data: NamedSharding,
-) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
-    """The step over all devices; the old state's memory is used for the new one."""
+) -> Callable[[State, Data], tuple[State, Metrics]]:
+    """A training step over all devices; the old state's memory serves the new one."""
     return jax.jit(
         train_step,
         in_shardings=(replicated(mesh), data),

@@ -18,13 +18,14 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from eotjax import command, export, files, images
-from eotjax.checks import choose
-from eotjax.errors import UserError
-from eotjax.files import Job
-from eotjax.images import AnySize, Pixels
-from eotjax.metrics import Progress
-from eotjax.translator import DIRECTIONS, Translator
+from eotjax import command
+from eotjax.artefact import export, files
+from eotjax.artefact.files import Job
+from eotjax.artefact.translator import DIRECTIONS, Translator
+from eotjax.data import images
+from eotjax.data.images import AnySize, Pixels
+from eotjax.errors import UserError, choose
+from eotjax.progress import Progress
 
 FITS = ("crop", "pad", "stretch", "full")
 FORMATS = tuple(suffix.removeprefix(".") for suffix in images.ALL_SUFFIXES)

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from configs import digits
-from eotjax import dataset, images
+from eotjax.build import dataset
+from eotjax.data import images
 
 
 def main(folder: Path) -> None:

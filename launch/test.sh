@@ -7,4 +7,5 @@ launch/install.sh dev
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
+.venv/bin/lint-imports --no-logo --no-cache
 .venv/bin/python -m pytest -n "${EOTJAX_TEST_WORKERS:-2}" --dist loadfile "$@"

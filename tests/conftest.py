@@ -40,10 +40,13 @@ sys.path.insert(0, str(ROOT))
 
 # Every annotated shape is checked at run time. Not in these modules: beartype does not
 # know generic named tuples.
-UNCHECKED = {"__init__", "data", "dataset"}
-MODULES = {path.stem for path in (ROOT / "eotjax").glob("*.py")} - UNCHECKED
+UNCHECKED = {"__init__", "sources", "dataset"}
 jaxtyping.install_import_hook(
-    [f"eotjax.{name}" for name in sorted(MODULES)],
+    [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "eotjax").rglob("*.py"))
+        if path.stem not in UNCHECKED
+    ],
     # An int is a float to beartype, as it is to mypy.
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
@@ -54,7 +57,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from configs import digits, npz  # noqa: E402
 from eotjax import train as training  # noqa: E402
-from eotjax.run_folder import leaves  # noqa: E402
+from eotjax.build.run_folder import leaves  # noqa: E402
 
 
 def changed(config, changes):

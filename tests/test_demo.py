@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import eotjax
-from eotjax import demo, images
+from eotjax import demo
+from eotjax.data import images
 from eotjax.errors import UserError
 
 gradio = pytest.importorskip("gradio", reason="the extra demo is not installed")

@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from configs import folder
-from eotjax import dataset, features
-from eotjax.classifier import Seen
+from eotjax import features
+from eotjax.build import dataset
 from eotjax.errors import UserError
+from eotjax.evaluation.classifier import Seen
 
 SIZES = {"trainA": 150, "trainB": 70}
 

@@ -4,17 +4,18 @@ import jax
 import numpy as np
 import pytest
 
-from eotjax import build, dataset, parallel, plan
+from eotjax import parallel
+from eotjax.build import dataset, planning, wiring
 
 
 def run(config, devices, steps=3):
     """The state and the metrics after some steps, and the jitted step."""
-    config = plan.with_epsilon(config, config.coupling.epsilon)
+    config = planning.with_epsilon(config, config.coupling.epsilon)
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
     lengths = (len(splits.train_source), len(splits.train_target))
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    training = build.training(config, shape, lengths, mesh)
+    training = wiring.training(config, shape, lengths, mesh)
     arrays = {"source": splits.train_source, "target": splits.train_target}
     data = parallel.put(arrays, parallel.replicated(mesh))
     state = training.init()

@@ -14,19 +14,14 @@ import pytest
 from PIL import Image
 
 import eotjax
-from eotjax import (
-    build,
-    dataset,
-    export,
-    judge,
-    parallel,
-    plan,
-    potentials,
-    train,
-)
-from eotjax.checkpoint import Checkpoints
+from eotjax import parallel, train
+from eotjax.artefact import export
+from eotjax.build import dataset, planning, wiring
 from eotjax.errors import UserError
-from eotjax.interruption import Interruption
+from eotjax.evaluation import judge
+from eotjax.training.checkpoint import Checkpoints
+from eotjax.training.interruption import Interruption
+from eotjax.transport import whole
 
 
 def lines(workdir, name="metrics"):
@@ -49,9 +44,9 @@ def final_state(config, workdir):
     mesh = parallel.make_mesh()
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
-    config = plan.with_epsilon(config, 1.0)
+    config = planning.with_epsilon(config, 1.0)
     lengths = (len(splits.train_source), len(splits.train_target))
-    state = jax.eval_shape(build.training(config, shape, lengths, mesh).init)
+    state = jax.eval_shape(wiring.training(config, shape, lengths, mesh).init)
     layout = parallel.replicated(mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
     restored = checkpoints.restore(
@@ -224,7 +219,7 @@ def test_a_whole_plan_is_solved_once_and_kept_before_the_first_step(
     interrupt(1)
     assert not train.train(config, tmp_path)
     shutil.rmtree(tmp_path / "checkpoints" / "1")
-    monkeypatch.setattr(potentials, "solve", lambda *_, **__: pytest.fail("again"))
+    monkeypatch.setattr(whole, "solve", lambda *_, **__: pytest.fail("again"))
     interrupt(None)
     assert train.train(config, tmp_path)
     assert lines(tmp_path)[-1]["plan/converged"] == 1

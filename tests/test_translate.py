@@ -14,7 +14,8 @@ from conftest import ROOT
 from PIL import Image
 
 import eotjax
-from eotjax import images, translate
+from eotjax import translate
+from eotjax.data import images
 from eotjax.errors import UserError
 from eotjax.translate import translate_files
 

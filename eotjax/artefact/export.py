@@ -1,0 +1,226 @@
+"""The inference artefact: averaged parameters and the config they belong to.
+
+A run that ends writes its own; python -m eotjax.export --workdir=RUN writes that of the
+newest checkpoint of one that was stopped, or still goes on.
+"""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from eotjax import parallel
+from eotjax.artefact import stablehlo
+from eotjax.artefact.translator import Translator, with_sampling
+from eotjax.build import wiring
+from eotjax.build.checks import Shape
+from eotjax.data import images
+from eotjax.errors import UserError, require
+from eotjax.networks import latents
+from eotjax.training import checkpoint
+
+FORMAT = 4
+SPACE = "autoencoder.npz"
+CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
+
+
+def save(
+    path: str | Path,
+    *,
+    config: ConfigDict,
+    shape: Shape,
+    step: int,
+    params: PyTree,
+    plan: Mapping[str, float] | None = None,
+    examples: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Writes config.json, params/ (orbax), translate.stablehlo and examples/.
+
+    In latents also autoencoder.npz: an artefact needs nothing beside it.
+
+    Args:
+      path: of its folder.
+      config: of the run.
+      shape: of one image or vector.
+      step: that the parameters are from.
+      params: the averaged ones, or in latents a latents.Model of them.
+      plan: what the run's plans were like, by name.
+      examples: some sources of each direction, uint8 [n, *shape].
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    # Until it is written anew the artefact is none.
+    (path / "config.json").unlink(missing_ok=True)
+    network = params.network if isinstance(params, latents.Model) else params
+    checkpoint.save_tree(path / "params", network)
+    if not parallel.is_leader():
+        return
+    params, network = jax.device_get((params, network))
+    program = stablehlo.serialize(config, shape, params)
+    (path / stablehlo.NAME).write_bytes(program)
+    sums = {"params": _digest(network), stablehlo.NAME: _sha256(path / stablehlo.NAME)}
+    if isinstance(params, latents.Model):
+        latents.save(path / SPACE, params.space)
+        sums[SPACE] = _sha256(path / SPACE)
+    for direction, sources in (examples or {}).items():
+        folder = path / "examples" / direction
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(sources):
+            images.write(folder / f"{number:02d}.png", image)
+    description = {
+        "format": FORMAT,
+        "shape": list(shape),
+        "step": step,
+        "license": config.license,
+        "plan": dict(plan or {}),
+        "sha256": sums,
+        "config": config.to_dict(),
+    }
+    if isinstance(params, latents.Model):
+        c = config.latent
+        description["autoencoder"] = {"weights": c.weights, "license": c.license}
+    (path / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+
+
+def _digest(params: PyTree) -> str:
+    """The SHA-256 of all parameters, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        said = f"{jax.tree_util.keystr(name)} {array.dtype} {array.shape}"
+        digest.update(said.encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path, name: str, digest: str, expected: str) -> None:
+    require(
+        digest == expected,
+        f"{path / name} is damaged (its SHA-256 is not the one in config.json); copy "
+        "the whole folder again.",
+    )
+
+
+def describe(path: str | Path) -> dict:
+    """The artefact's config.json: its format and CONTENTS.
+
+    Raises:
+      UserError: it is none, or of another format.
+    """
+    path = Path(path)
+    try:
+        description = json.loads((path / "config.json").read_text())
+        version = description["format"]
+        if version == 2:
+            version, description = 3, _upgraded(description)
+        if version == 3 and description["config"]["model"]["patch"] == 1:
+            version = FORMAT  # which only refines what patches give
+            description = {**description, "format": FORMAT}
+        if version == FORMAT:
+            missing = set(CONTENTS) - set(description)
+            if missing:
+                raise KeyError(*missing)
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{path} is no eotjax export ({error}); give the folder `export` of a "
+            "workdir whose training has ended."
+        ) from error
+    if version != FORMAT:
+        raise UserError(
+            f"{path} has format {version}, this eotjax reads {FORMAT}; use the version "
+            "that wrote it."
+        )
+    return description
+
+
+def _upgraded(description: dict) -> dict:
+    """A description of format 2, which knew pixels only, as one of the next."""
+    config = dict(description["config"])
+    for group, values in (
+        ("latent", {"weights": "", "channels": 0, "license": "", "cache": ""}),
+        ("model", {"patch": 1}),
+        ("estimator", {"moments": ()}),
+        ("data", {"validation": 0.0}),
+        ("sampling", {"temperature": 1.0}),
+        ("judge", {"classifier": "", "weights": "", "wanted": -1}),
+    ):
+        config[group] = {**values, **config.get(group, {})}
+    if config["estimator"]["name"] == "bridge":
+        config["estimator"]["prediction"] = "v"  # which no bridge read
+    return {**description, "config": config}
+
+
+def load(path: str | Path, /, **sampling) -> Translator:
+    """Loads an artefact.
+
+    Args:
+      path: the folder that `save` wrote, such as workdir/export.
+      **sampling: other values for the config's sampling keys (solver, steps,
+        guidance, temperature, path, batch_size).
+
+    Raises:
+      UserError: nothing, or nothing readable, is there, or a value does not fit.
+    """
+    path = Path(path)
+    description = describe(path)
+    shape = tuple(description["shape"])
+    config = with_sampling(ConfigDict(description["config"]), shape, sampling)
+    expected, program = description["sha256"], path / stablehlo.NAME
+    if program.exists():  # it may be left out: nothing here needs it
+        _check(path, stablehlo.NAME, _sha256(program), expected[stablehlo.NAME])
+    mesh = parallel.make_mesh()
+    net = wiring.network(config, shape)
+    inputs = wiring.inputs(config, shape)
+    abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    params = checkpoint.load_tree(path / "params", abstract)
+    _check(path, "params", _digest(params), expected["params"])
+    if config.latent.weights:
+        space = latents.restore(path / SPACE)
+        _check(path, SPACE, _sha256(path / SPACE), expected[SPACE])
+        params = latents.Model(params, space)
+    params = parallel.put(params, parallel.replicated(mesh))
+    return Translator(config, shape, params, wiring.sampling(config, shape, mesh))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command-line arguments that `load_named` reads."""
+    parser.add_argument("--export", required=True, help="the folder of an artefact")
+    parser.add_argument(
+        "--solver",
+        help="instead of the config's: ancestral, ddim; not for cdiffe and cmde: heun, "
+        "dpmpp_2m, dpmpp_2m_sde",
+    )
+    parser.add_argument("--steps", type=int, help="of the solver")
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        help="weight of the source, where trained without it; of the direction, where "
+        "a bridge was trained in both",
+    )
+    parser.add_argument(
+        "--temperature", type=float, help="bridge: of the sampler's noise, 0 to 1"
+    )
+    parser.add_argument(
+        "--path",
+        action=argparse.BooleanOptionalAction,
+        help="cdiffe, cmde: let the noised source follow one path",
+    )
+
+
+def load_named(arguments: argparse.Namespace) -> Translator:
+    """Loads the artefact that the command line names, with its sampling options."""
+    names = ("solver", "steps", "guidance", "temperature", "path")
+    given = {name: getattr(arguments, name) for name in names}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return load(arguments.export, **chosen)

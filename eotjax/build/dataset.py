@@ -1,0 +1,221 @@
+"""The data set that a config describes, loaded."""
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from eotjax.build.checks import Shape, check_arrays
+from eotjax.data import batch, images, sources
+from eotjax.data.sources import DataSet, Four
+from eotjax.errors import UserError, choose
+from eotjax.transport import known_plan
+from eotjax.transport.known_plan import KnownPlan
+
+TEST_SHARE = 0.1  # of the training images, where there are no others to test on
+
+
+def load(config: ConfigDict) -> DataSet:
+    """The data set: test splits decoded (and tinted), training splits where they fit.
+
+    Raises:
+      UserError: what is wrong with the data or its description.
+    """
+    c = config.data
+    names = Four(c.train_source, c.train_target, c.test_source, c.test_target)
+    size = tuple(c.image_size)
+    stored = (size[0] + c.crop_margin, size[1] + c.crop_margin)
+    choose(dict.fromkeys(("crop", "pad", "stretch")), c.fit, "data.fit")
+
+    def decode(size: tuple[int, int]) -> sources.Decode:
+        return partial(images.decode, size=size, channels=c.channels, fit=c.fit)
+
+    decoders = Four(decode(stored), decode(stored), decode(size), decode(size))
+    load = choose(
+        {
+            "digits": lambda: sources.digits(size),
+            "tfds": lambda: sources.tfds(c.name, c.path, names, decoders),
+            "folder": lambda: sources.folder(c.path, names, decoders),
+            "npz": lambda: sources.npz(c.path, names),
+            "known_plan": lambda: known_plan_splits(config),
+        },
+        # A set of TFDS may also lie there as the folders it is made from.
+        "folder" if c.kind == "tfds" and Path(c.path, names[0]).is_dir() else c.kind,
+        "data.kind",
+    )
+    splits = load()
+    sources.check_not_empty(splits, names)
+    if isinstance(splits.train_source, np.ndarray):
+        check_arrays(config, splits.train_source)
+
+    sides = [
+        cut(splits[side], splits[2 + side], c.validation, names[side::2])
+        for side in range(2)
+    ]
+    train = [side.train for side in sides]
+    one = np.prod((*stored, c.channels))  # bytes
+    if isinstance(train[0], np.ndarray):
+        one = train[0][0].nbytes
+    resident = bool(one * sum(map(len, train)) <= c.device_gib * 2**30)
+    if resident and not config.latent.weights:  # latents have files of their own
+        train = list(map(sources.read_all, train, names[:2]))
+    valid, test = (
+        [centred(x, size) for x in map(sources.read_all, domains, labels)]
+        for domains, labels in (
+            ([side.valid for side in sides], names[:2]),
+            ([side.test for side in sides], names[2:]),
+        )
+    )
+    if c.tint:
+        valid, test = (
+            [tint_test(x) if len(x) else x for x in sets] for sets in (valid, test)
+        )
+    return DataSet(
+        train[0],
+        train[1],
+        test[0],
+        test[1],
+        resident,
+        valid[0],
+        valid[1],
+        (sides[0].trained, sides[1].trained),
+    )
+
+
+def centred(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Stored training images as test images are; vectors as they are."""
+    return images.centre(x, size) if x.ndim == 4 else x
+
+
+class Side(NamedTuple):
+    """One domain's sets."""
+
+    train: sources.Domain
+    valid: sources.Domain
+    test: sources.Domain
+    trained: np.ndarray  # bool, of all that is stored to train on
+
+
+def cut(
+    stored: sources.Domain, test: sources.Domain, share: float, names: tuple[str, ...]
+) -> Side:
+    """Holds out a share of the training images to validate on, evenly spread.
+
+    And TEST_SHARE of them, before, where there are no test images.
+
+    Args:
+      stored: the training images.
+      test: the test images, or sources.NONE.
+      share: to validate on.
+      names: of the training images and of the test images.
+
+    Raises:
+      UserError: a share is less than two images.
+    """
+    rows = np.arange(len(stored))
+    if test is sources.NONE:
+        held = evenly_spread(len(rows), TEST_SHARE)
+        if len(held) < 2:
+            raise UserError(
+                f"there is no {names[1]}, and for testing {TEST_SHARE} of the "
+                f"{len(rows)} images in {names[0]} are {len(held)}; it takes two or "
+                f"more: make {names[1]}."
+            )
+        print(f"there is no {names[1]}: {len(held)} images of {names[0]} are held out")
+        test, rows = sources.take(stored, rows[held]), np.delete(rows, held)
+    held = evenly_spread(len(rows), share)
+    if share and len(held) < 2:
+        raise UserError(
+            f"data.validation {share} of the {len(rows)} images in {names[0]} are "
+            f"{len(held)}; it takes two or more: raise it, or set it to 0."
+        )
+    valid, rows = sources.take(stored, rows[held]), np.delete(rows, held)
+    trained = np.isin(np.arange(len(stored)), rows)
+    return Side(sources.take(stored, rows), valid, test, trained)
+
+
+def evenly_spread(count: int, share: float) -> np.ndarray:
+    """Which of `count` images make up a share."""
+    number = round(share * count)
+    return ((np.arange(number) + 0.5) * count / max(number, 1)).astype(int)
+
+
+def aligned(config: ConfigDict, splits: DataSet) -> dict[str, sources.Domain]:
+    """The training sets and, where the user brings them, their features.
+
+    Raises:
+      UserError: the features are missing, or not one for each image.
+    """
+    sets = {"source": splits.train_source, "target": splits.train_target}
+    c = config.coupling
+    if c.cost != "features" or c.method == "independent":
+        return sets
+    names = Four(*[config.data.train_source, config.data.train_target] * 2)
+    found = sources.npz(c.features, names, key="coupling.features")
+    trained = splits.trained or [np.ones(len(x), bool) for x in splits[:2]]
+    for side, features, rows in zip(
+        ("source", "target"), found[:2], trained, strict=True
+    ):
+        if features.ndim != 2 or len(features) != len(rows):
+            raise UserError(
+                f"{c.features} has features {features.shape} for the {side} set of "
+                f"{len(rows)}; give float32 [n, d], one row for each image in the "
+                "order of its file names."
+            )
+        sets[f"{side}_points"] = features[rows]
+    return sets
+
+
+def known_plan_splits(config: ConfigDict) -> Four[np.ndarray]:
+    """Unpaired draws: the sources behind the targets are not those of the sources."""
+    plan, count = known_plan_of(config), config.known.count
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), 1), 6)
+
+    def source(key, n):
+        return known_plan.sample_mixture(key, plan.source, n)
+
+    def target(key, key_hidden, n):
+        return known_plan.sample(key, plan, source(key_hidden, n))
+
+    tests = min(count, config.known.test_sources)
+    made = (
+        source(keys[0], count),
+        target(keys[1], keys[2], count),
+        source(keys[3], tests),
+        target(keys[4], keys[5], tests),
+    )
+    return Four(*map(np.asarray, made))
+
+
+def known_plan_of(config: ConfigDict) -> KnownPlan:
+    """The instance that a config describes."""
+    c = config.known
+    choose(dict.fromkeys(get_args(known_plan.Sources)), c.source, "known.source")
+    options = dict.fromkeys(get_args(known_plan.Covariances))
+    choose(options, c.covariance, "known.covariance")
+    return known_plan.make(
+        dim=c.dim,
+        epsilon=config.coupling.epsilon,
+        seed=c.instance,
+        source=c.source,
+        covariance=c.covariance,
+    )
+
+
+def tint_test(grey: np.ndarray, number: np.ndarray | None = None) -> np.ndarray:
+    """Images in fixed hues by their numbers, spread by the golden ratio: uint8 RGB."""
+    number = np.arange(len(grey)) if number is None else number
+    hue = jnp.mod(jnp.asarray(number) * 0.6180339887, 1)
+    tinted = batch.tint(jnp.asarray(images.to_float(grey)), hue)
+    return images.to_uint8(np.asarray(tinted))
+
+
+def sample_shape(config: ConfigDict, splits: DataSet) -> Shape:
+    """The shape of one image or vector, as the network sees it."""
+    if isinstance(splits.train_source, np.ndarray) and splits.train_source.ndim == 2:
+        return splits.train_source.shape[1:]
+    return (*config.data.image_size, 3 if config.data.tint else config.data.channels)

@@ -1,0 +1,130 @@
+"""A run's folder belongs to one config."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from eotjax import parallel
+from eotjax.diffusion.bridge import PairMoments
+from eotjax.errors import UserError
+
+# A run may go on with other values of these: they do not touch its course.
+FREE_KEYS = (
+    "log_every",
+    "sample_every",
+    "tensorboard",
+    "license",
+    "sampling.",
+    "checkpoint.",
+    "data.path",
+    "data.device_gib",
+    "judge.",
+    "latent.cache",
+    "latent.license",
+    "coupling.dense_gib",
+)
+
+
+def check(folder: Path, config: ConfigDict) -> None:
+    """Refuses a folder that another config has claimed.
+
+    Raises:
+      UserError: names the keys that differ.
+    """
+    path = folder / "config.json"
+    if not path.exists():
+        return
+    try:
+        was = dict(leaves(json.loads(path.read_text())))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); choose a new --workdir."
+        ) from error
+    now = dict(leaves(json.loads(config.to_json())))
+    differing = [
+        f"{key} was {was.get(key)!r} and is {now.get(key)!r}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not key.startswith(FREE_KEYS)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} belongs to a run of another config ({'; '.join(differing)}); "
+            "choose a new --workdir, or set these keys back."
+        )
+
+
+def config(folder: Path) -> ConfigDict:
+    """The config of the run that a folder belongs to.
+
+    Raises:
+      UserError: it belongs to none.
+    """
+    path = folder / "config.json"
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder} is no folder of a run ({error}); give its --workdir."
+        ) from error
+
+
+class Plan(NamedTuple):
+    """What a run found out about its plans, and goes on with wherever it is restarted.
+
+    Attributes:
+      epsilon: in units of the cost; None where no run has claimed the folder.
+      moments: second moments of the pairs; None where nothing needs them.
+    """
+
+    epsilon: float | None = None
+    moments: PairMoments | None = None
+
+
+def of(config: ConfigDict) -> Plan:
+    """What a run's config, with all that was found, says."""
+    moments = config.estimator.moments
+    return Plan(config.coupling.epsilon, PairMoments(*moments) if moments else None)
+
+
+def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
+    """Writes the config and what was found into the folder, which it makes."""
+    if parallel.is_leader():
+        folder.mkdir(parents=True, exist_ok=True)
+        plan: dict = {"epsilon": found.epsilon}
+        if found.moments is not None:
+            plan["moments"] = list(found.moments)
+        for name, content in (
+            ("plan.json", plan),
+            ("config.json", json.loads(config.to_json())),
+        ):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def plan(folder: Path) -> Plan:
+    """What the run that the folder belongs to found; nothing where there is none."""
+    path = folder / "plan.json"
+    if not path.exists() or not (folder / "config.json").exists():
+        return Plan()
+    try:
+        found = json.loads(path.read_text())
+        moments = found.get("moments")
+        return Plan(
+            float(found["epsilon"]),
+            PairMoments(*map(float, moments)) if moments else None,
+        )
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove it, and it is made again."
+        ) from error
+
+
+def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The leaves of nested dicts as ("a.b", value)."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,303 @@
+"""Turns a config into the parts that know nothing of configs."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, UInt32
+from ml_collections import ConfigDict
+
+from eotjax import parallel
+from eotjax.build import planning
+from eotjax.build.checks import Shape, factor_of
+from eotjax.diffusion import sampler, schedule
+from eotjax.diffusion.bridge import Bridge, PairMoments
+from eotjax.diffusion.conditional import ConditionalScore
+from eotjax.errors import choose
+from eotjax.networks import latents
+from eotjax.networks.mlp import MLP
+from eotjax.networks.unet import UNet
+from eotjax.training import refit, step
+from eotjax.transport import cost
+
+NO_BFLOAT16 = ("T4", "V100", "P100", "GTX", "RTX 20")  # GPUs that compute it slowly
+
+
+def compute_dtype(config: ConfigDict) -> DTypeLike:
+    """Of the networks' computation: bfloat16 where the device has it, by default."""
+    dtype = config.model.dtype
+    if dtype == "auto":
+        kind = jax.devices()[0].device_kind
+        slow = jax.default_backend() == "cpu" or any(x in kind for x in NO_BFLOAT16)
+        dtype = "float32" if slow else "bfloat16"
+    dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+    return choose(dtypes, dtype, "model.dtype")
+
+
+def inner_shape(config: ConfigDict, shape: Shape) -> Shape:
+    """What diffuses: images or vectors of `shape` themselves, or their latents."""
+    if not config.latent.weights:
+        return shape
+    height, width, _ = shape
+    factor = factor_of(config)
+    return (height // factor, width // factor, config.latent.channels)
+
+
+def network(config: ConfigDict, shape: Shape) -> MLP | UNet:
+    """The UNet for images of `shape` or their latents, the MLP for vectors."""
+    c, shape = config.model, inner_shape(config, shape)
+    shared = {
+        "channels": shape[-1],
+        "width": c.width,
+        "blocks": c.blocks,
+        "dropout": c.dropout,
+        "dtype": compute_dtype(config),
+        "labels": labels(config),
+    }
+    if len(shape) == 1:
+        return MLP(**shared)
+    levels = range(len(c.multipliers))
+    heights = [shape[0] // c.patch // 2**i for i in levels]
+    return UNet(
+        multipliers=tuple(c.multipliers),
+        attention=tuple(i for i in levels if heights[i] in c.attention),
+        patch=c.patch,
+        head_channels=c.head_channels,
+        remat=c.remat,
+        **shared,
+    )
+
+
+def labels(config: ConfigDict) -> int:
+    """How many labels the network tells apart: see `estimators.Label`."""
+    if config.estimator.condition_dropout:
+        return 4
+    return 2 if config.estimator.direction == "both" else 1
+
+
+def make_schedule(config: ConfigDict) -> schedule.Schedule:
+    """The noise schedule."""
+    c = config.schedule
+    make = choose(
+        {
+            "vp_linear": lambda: schedule.vp_linear(c.beta_min, c.beta_max),
+            "vp_cosine": lambda: schedule.vp_cosine(c.log_snr_max, c.log_snr_min),
+            "ve": lambda: schedule.ve(c.sigma_min, c.sigma_max),
+        },
+        c.name,
+        "schedule.name",
+    )
+    return make()
+
+
+def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
+    """How the plan is distilled."""
+    c, bound = config.estimator, math.inf
+    if len(shape) == 3:
+        bound = latents.BOUND if config.latent.weights else 1.0
+    predictions = ("v", "data") if c.name == "bridge" else ("v", "noise", "data")
+    choose(dict.fromkeys(predictions), c.prediction, "estimator.prediction")
+
+    def conditional(rho: float) -> ConditionalScore:
+        return ConditionalScore(
+            schedule=make_schedule(config),
+            prediction=c.prediction,
+            rho=rho,
+            path=config.sampling.path,
+            bound=bound,
+            condition_dropout=c.condition_dropout,
+            guidance=config.sampling.guidance,
+        )
+
+    make = choose(
+        {
+            "cde": lambda: conditional(0.0),
+            "cdiffe": lambda: conditional(1.0),
+            "cmde": lambda: conditional(c.rho),
+            "bridge": lambda: Bridge(
+                epsilon=c.epsilon or config.coupling.epsilon,
+                moments=PairMoments(*c.moments) if c.prediction == "data" else None,
+                bound=bound,
+                guidance=config.sampling.guidance,
+                temperature=config.sampling.temperature,
+            ),
+        },
+        c.name,
+        "estimator.name",
+    )
+    return make()
+
+
+def needs_moments(config: ConfigDict) -> bool:
+    """Whether the network's scales come from the pairs' second moments."""
+    c = config.estimator
+    return c.name == "bridge" and c.prediction == "data" and not c.moments
+
+
+def optimizer(config: ConfigDict) -> step.Optimizer:
+    """The update rule."""
+    c = config.optimizer
+    return step.make_optimizer(
+        learning_rate=c.learning_rate,
+        warmup_steps=c.warmup_steps,
+        total_steps=config.steps,
+        final_fraction=c.final_fraction,
+        clip_norm=c.clip_norm,
+        weight_decay=c.weight_decay,
+        muon=c.muon,
+    )
+
+
+class Training(NamedTuple):
+    """What the loop needs: both jitted over the mesh."""
+
+    init: Callable[[], step.TrainState]
+    step: Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]
+
+
+def training(
+    config: ConfigDict,
+    shape: Shape,
+    lengths: tuple[int, int] | None,
+    mesh: Mesh,
+    embed: cost.Embed = cost.pixels,
+) -> Training:
+    """Wires initialisation and the training step.
+
+    Args:
+      config: the whole config, its epsilon in units of the cost.
+      shape: of one image or vector.
+      lengths: of the training domains, whole on the device; None to stream.
+      mesh: of all devices.
+      embed: to where the cost is taken.
+    """
+    assert not config.coupling.relative and not config.coupling.entropy
+    net = network(config, shape)
+    estimate = estimator(config, shape)
+    update = optimizer(config).update
+
+    def init() -> step.TrainState:
+        params = net.init(jax.random.key(config.seed), *inputs(config, shape))
+        return step.init(
+            params["params"],
+            update,
+            planning.nothing_held(config, lengths),
+            makes_pairs=config.refit.after > 0,
+        )
+
+    def apply(params, inputs: Array, t: Array, label: Array, key: Array) -> Any:
+        return net.apply(
+            {"params": params}, inputs, t, label, train=True, rngs={"dropout": key}
+        )
+
+    train_step = step.make_train_step(
+        pair=planning.pair(config, embed, planning.solver(config), lengths, mesh),
+        estimator=estimate,
+        apply=apply,
+        optimizer=update,
+        ema_decay=config.optimizer.ema_decay,
+        seed=config.seed,
+        both=config.estimator.direction == "both",
+    )
+    layout = parallel.replicated(mesh) if lengths else parallel.split(mesh)
+    return Training(
+        jax.jit(init, out_shardings=parallel.replicated(mesh)),
+        parallel.jit_step(train_step, mesh, layout),
+    )
+
+
+def inputs(config: ConfigDict, shape: Shape) -> tuple[Array, Array, Array]:
+    """Network inputs of the right shapes, for images or vectors of `shape`."""
+    estimate, shape = estimator(config, shape), inner_shape(config, shape)
+    channels = estimate.images * shape[-1]
+    return jnp.zeros((1, *shape[:-1], channels)), jnp.zeros(1), jnp.zeros(1, int)
+
+
+# (params, seed, number, direction, source) -> translations; in latents `params` is a
+# latents.Model, else the network's own.
+Sample = Callable[
+    [
+        step.Params | latents.Model,
+        UInt32[Array, ""],
+        UInt32[Array, "b"],
+        Int[Array, "b"],
+        Float[Array, "b ..."],
+    ],
+    Float[Array, "b ..."],
+]
+
+
+def sample(config: ConfigDict, shape: Shape) -> Sample:
+    """Wires a pure function from source images (or vectors) to translations.
+
+    Translation i is a function of seed, number[i], direction[i] and source[i] alone.
+    """
+    between_points = sample_points(config, shape)
+
+    def between_images(model, keys, source, direction):
+        dtype = compute_dtype(config)
+        start = latents.encode(model.space, source, dtype)
+        end = between_points(model.network, keys, start, direction)
+        return latents.decode(model.space, end, dtype)
+
+    inner = between_images if config.latent.weights else between_points
+
+    def translate(params, seed, number, direction, source):
+        return inner(params, sampler.keys_of(seed, number, source), source, direction)
+
+    return translate
+
+
+def sample_points(
+    config: ConfigDict, shape: Shape
+) -> Callable[[step.Params, sampler.Keys, Array, Array], Array]:
+    """Wires `sample` where it diffuses: (params, keys, source, direction) -> ends."""
+    net = network(config, shape)
+    estimate = estimator(config, shape)
+    solver = choose(estimate.solvers, config.sampling.solver, "sampling.solver")
+    times = solver.times(config.sampling.steps)
+
+    def translate(params, keys, source, direction):
+        def apply(inputs: Array, t: Array, label: Array) -> Any:
+            return net.apply({"params": params}, inputs, t, label)
+
+        return estimate.sample(apply, keys, source, direction, times, solver.step)
+
+    return translate
+
+
+def rounds(config: ConfigDict, step: int) -> int:
+    """How often a bridge has made its own pairs before step `step` + 1."""
+    return refit.number(step, after=config.refit.after, every=config.refit.every)
+
+
+def pair_maker(
+    config: ConfigDict, shape: Shape, mesh: Mesh
+) -> Callable[[step.Params, step.Data, int], step.Data]:
+    """Wires the making of a bridge's own pairs, by the process that it has learnt."""
+    own = config.copy_and_resolve_references()
+    own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps
+    own.sampling.guidance = own.sampling.temperature = 1.0
+    return refit.maker(
+        sample_points(own, shape),
+        views=planning.fixed_views(config),
+        copies=config.refit.copies,
+        at_once=config.sampling.batch_size,
+        seed=config.seed,
+        mesh=mesh,
+    )
+
+
+def sampling(config: ConfigDict, shape: Shape, mesh: Mesh) -> Callable[..., Array]:
+    """`sample`, jitted over the mesh; the batch is a multiple of its devices."""
+    whole, cut = parallel.replicated(mesh), parallel.split(mesh)
+    jitted = jax.jit(
+        sample(config, shape),
+        in_shardings=(whole, whole, cut, cut, cut),
+        out_shardings=whole,
+    )
+    return lambda params, seed, *batch: jitted(params, seed, *parallel.put(batch, cut))

@@ -1,0 +1,358 @@
+"""Data sources: each gives the training and test images (or vectors) of two domains."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+from eotjax.data import images
+from eotjax.errors import UserError
+from eotjax.progress import Progress
+
+AHEAD = 64  # images that are decoded before they are asked for
+
+Decode = Callable[[str | Path | io.BytesIO], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """A domain that is decoded image by image, in many threads perhaps.
+
+    Attributes:
+      length: how many there are.
+      read: i -> image i, decoded.
+      stored: i -> the bytes that image i is decoded from.
+    """
+
+    length: int
+    read: Callable[[int], np.ndarray]
+    stored: Callable[[int], bytes]
+
+    def __len__(self) -> int:
+        return self.length
+
+
+Domain = np.ndarray | Lazy  # uint8 [n, h, w, c] or float32 [n, d]
+
+
+NONE = np.empty(0)  # the domain of a split that is not there
+
+
+T = TypeVar("T")
+
+
+class Four(NamedTuple, Generic[T]):
+    """One thing a split: names, decoders, domains."""
+
+    train_source: T
+    train_target: T
+    test_source: T
+    test_target: T
+
+
+class DataSet(NamedTuple):
+    """Both domains as they are used: training lazily, perhaps, testing in memory.
+
+    `resident` tells that the training arrays are small enough for the device's memory.
+    The validation sets are cut from the training sets, and empty where none is wanted.
+    `trained` marks, side by side, which of the stored images are still trained on; None
+    for all.
+    """
+
+    train_source: Domain
+    train_target: Domain
+    test_source: np.ndarray
+    test_target: np.ndarray
+    resident: bool
+    valid_source: np.ndarray = np.empty(0)
+    valid_target: np.ndarray = np.empty(0)
+    trained: tuple[np.ndarray, np.ndarray] | None = None
+
+
+def read_all(domain: Domain, label: str) -> np.ndarray:
+    """Decodes a whole domain in parallel, once, with progress.
+
+    Raises:
+      UserError: some images are broken; names up to five of them.
+    """
+    if isinstance(domain, np.ndarray):
+        return domain
+    images = list(each(domain, f"decoding {label}"))
+    return np.stack(images) if images else np.empty(0)
+
+
+def each(domain: Domain, label: str) -> Iterator[np.ndarray]:
+    """A domain's images in turn, decoded ahead in parallel, with progress.
+
+    Raises:
+      UserError: after the last one, where some are broken; names up to five of them.
+    """
+    progress = Progress(label, len(domain), "images")
+    if isinstance(domain, np.ndarray):
+        for image in domain:
+            yield image
+            progress.update(1)
+        return
+
+    def read(index: int) -> np.ndarray | UserError:
+        try:
+            return domain.read(index)
+        except UserError as error:
+            return error
+
+    broken: list[UserError] = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(domain), AHEAD):  # not all are kept at once
+            for image in pool.map(read, range(start, min(start + AHEAD, len(domain)))):
+                if isinstance(image, UserError):
+                    broken.append(image)
+                else:
+                    yield image
+                progress.update(1)
+    if broken:
+        names = " ".join(str(error) for error in broken[:5])
+        raise UserError(f"{len(broken)} of {len(domain)} images are broken: {names}")
+
+
+def take(domain: Domain, index: np.ndarray) -> Domain:
+    """The part of a domain that `index` names, in its order."""
+    if isinstance(domain, np.ndarray):
+        return domain[index]
+    return Lazy(
+        len(index),
+        lambda i: domain.read(int(index[i])),
+        lambda i: domain.stored(int(index[i])),
+    )
+
+
+def fingerprint(domain: Domain) -> bytes:
+    """A digest of what a domain's images are made of, and of their order."""
+    digest = hashlib.sha256()
+    if isinstance(domain, np.ndarray):
+        digest.update(f"{domain.dtype} {domain.shape}".encode())
+        for part in domain:
+            digest.update(part.tobytes())
+    else:
+        for index in range(len(domain)):
+            digest.update(hashlib.sha256(domain.stored(index)).digest())
+    return digest.digest()
+
+
+def at(domain: Domain, index: Iterable[int]) -> np.ndarray:
+    """The images of a domain that `index` names, in its order, decoded."""
+    if isinstance(domain, np.ndarray):
+        return domain[np.asarray(index)]
+    return np.stack([domain.read(int(i)) for i in index])
+
+
+def sample(domain: Domain, count: int) -> np.ndarray:
+    """At most `count` of a domain's images, evenly spread, decoded."""
+    return at(domain, evenly(len(domain), count))
+
+
+def filled(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The numbers below `count` in parts of one `size`, and how many of each are new.
+
+    The last part is filled up from the first numbers: one shape, one compilation.
+    """
+    for start in range(0, count, size):
+        yield np.arange(start, start + size) % count, min(size, count - start)
+
+
+def evenly(length: int, count: int) -> np.ndarray:
+    """At most `count` numbers below `length`, evenly spread."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int)
+
+
+def digits(size: tuple[int, int]) -> Four[np.ndarray]:
+    """UCI handwritten twos (source) and threes (target), grey, from scikit-learn.
+
+    Every fourth image is a test image, shown four times (for four tints). Alpaydin &
+    Kaynak 1998, "Optical recognition of handwritten digits", 8x8 pixels enlarged.
+    """
+    pixels, labels = digit_images(size)
+    held_out = is_test_digit(labels)
+    return Four(
+        *(pixels[(labels == digit) & ~held_out] for digit in (2, 3)),
+        *(np.repeat(pixels[(labels == digit) & held_out], 4, 0) for digit in (2, 3)),
+    )
+
+
+def digit_images(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """All 1,797 digits: uint8 [n, h, w, 1] and their labels [n]."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    pixels = (loaded.images * (255 / 16)).round().astype(np.uint8)
+    enlarge = [
+        images.to_pixels(Image.fromarray(x), size=size, channels=1, fit="stretch")
+        for x in pixels
+    ]
+    return np.stack(enlarge), loaded.target
+
+
+def is_test_digit(labels: np.ndarray) -> np.ndarray:
+    """Marks every fourth image of each class: bool [n]."""
+    rank = np.zeros(len(labels), int)
+    for digit in np.unique(labels):
+        rank[labels == digit] = np.arange(np.sum(labels == digit))
+    return rank % 4 == 3
+
+
+def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Domain]:
+    """Four folders of image files, by name below `path` (CycleGAN's layout).
+
+    A folder of test images may be missing; the domain is then empty.
+
+    Args:
+      path: the folder that holds them; a name may also be an absolute path.
+      names: of the folders, one a split.
+      decode: how a file of each split becomes an array.
+    """
+    if not path:
+        raise UserError(
+            "data.path is empty; give the folder that holds "
+            f"{', '.join(names)}: --config.data.path=FOLDER."
+        )
+
+    def split(number: int, name: str, decode_one: Decode) -> Domain:
+        if number >= 2 and not Path(path, name).exists():
+            return NONE
+        paths = images.find(Path(path) / name)
+        return Lazy(
+            len(paths),
+            lambda index: decode_one(paths[index]),
+            lambda index: paths[index].read_bytes(),
+        )
+
+    return Four(*map(split, range(4), names, decode))
+
+
+def tfds(
+    name: str, data_dir: str, names: Four[str], decode: Four[Decode]
+) -> Four[Lazy]:
+    """Four splits of a TensorFlow data set with an `image` feature, by random access.
+
+    Prepared (downloaded, converted) on first use below `data_dir`, or TFDS's own
+    default place where that is empty.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise UserError(
+            f"data.kind='tfds' needs tensorflow-datasets ({error}); install it, or use "
+            "a folder of images with configs/folder.py."
+        ) from error
+
+    try:
+        builder = tensorflow_datasets.builder(
+            name, data_dir=data_dir or None, file_format="array_record"
+        )
+    except Exception as error:
+        raise UserError(
+            f"TFDS knows no data set {name!r} ({str(error).splitlines()[0]}); correct "
+            "data.name."
+        ) from error
+    if not builder.is_prepared():
+        _check_network(builder)
+    try:
+        builder.download_and_prepare()
+    except Exception as error:
+        raise UserError(
+            f"TFDS could not prepare {name!r}: {str(error).splitlines()[0]} Mend that, "
+            "or download it elsewhere and use it with configs/folder.py."
+        ) from error
+    missing = [split for split in names if split not in builder.info.splits]
+    if missing:
+        raise UserError(
+            f"{name} has no split {', '.join(missing)}; it has "
+            f"{', '.join(builder.info.splits)}: set data.train_source and the others."
+        )
+    raw = {"image": tensorflow_datasets.decode.SkipDecoding()}
+
+    def split(split_name: str, decode_one: Decode) -> Lazy:
+        records = builder.as_data_source(split_name, decoders=raw)
+        return Lazy(
+            len(records),
+            lambda index: decode_one(io.BytesIO(records[index]["image"])),
+            lambda index: records[index]["image"],
+        )
+
+    return Four(*map(split, names, decode))
+
+
+def _check_network(builder: Any) -> None:
+    """Raises UserError where no host of a TFDS set answers; TFDS tries for minutes."""
+    import requests
+
+    urls = map(urlsplit, builder.url_infos or ())
+    roots = sorted({f"{url.scheme}://{url.netloc}" for url in urls})
+    if any(Path(builder.data_dir_root, "downloads").glob("*")):
+        return  # perhaps it is there
+    for root in roots:
+        try:
+            requests.head(root, timeout=10)
+            return
+        except requests.RequestException:
+            continue
+    if roots:
+        raise UserError(
+            f"{builder.name} is not prepared in {builder.data_dir_root}, and there is "
+            f"no way to {' or '.join(roots)}: download it elsewhere and give its "
+            "folder, --config.data.path=FOLDER."
+        )
+
+
+def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]:
+    """Four arrays of one .npz file: uint8 [n, h, w, c] images or float32 [n, d].
+
+    An array of test images may be missing; the domain is then empty.
+
+    Args:
+      path: of the file.
+      names: of the arrays.
+      key: of the config that holds the path, for messages.
+    """
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            absent = [name for name in names[:2] if name not in arrays]
+            if absent:
+                raise UserError(
+                    f"{path} has no array {', '.join(absent)}; it has "
+                    f"{', '.join(arrays)}."
+                )
+            splits = Four(*(arrays.get(x, NONE) for x in names))
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"cannot read {path or key!r} ({error}); it must be a .npz file of "
+            f"plain arrays, as numpy.savez writes it: --config.{key}=FILE."
+        ) from error
+    for name, array in zip(names, splits, strict=True):
+        image = array.dtype == np.uint8 and array.ndim == 4
+        vector = array.dtype == np.float32 and array.ndim == 2
+        if array is NONE:
+            continue
+        if not (image or vector) or array.shape[1:] != splits[0].shape[1:]:
+            raise UserError(
+                f"{name} in {path} is {array.dtype} {array.shape}; all four arrays "
+                "must be uint8 [n, h, w, c] of one size or float32 [n, d] of one d."
+            )
+    return splits
+
+
+def check_not_empty(splits: Four[Domain], names: Four[str]) -> None:
+    """Raises UserError where a split is there and holds nothing."""
+    for name, split in zip(names, splits, strict=True):
+        if split is not NONE and len(split) == 0:
+            raise UserError(f"the split {name} is empty; put at least one image there.")

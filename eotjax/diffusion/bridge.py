@@ -1,0 +1,248 @@
+"""The Schroedinger bridge: from the source itself, by a Markov process, to the target.
+
+Between the pairs (x, y) of a plan run Brownian bridges of variance epsilon,
+x_t = (1 - t) x + t y + sqrt(epsilon t (1 - t)) z for t in [0, 1] (here t = 0 is the
+source). The network sees (x_t, t) only and learns E[y | x_t], so that the process it
+defines is Markov. Where the plan is the entropic one of the same epsilon, that process
+is the Schroedinger bridge, and its two ends have the plan's law (Shi et al. 2023,
+arXiv 2303.16852, proposition 2 and theorem 8).
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from eotjax.diffusion import sampler
+from eotjax.diffusion.conditional import Example, Label, Network, expand
+from eotjax.diffusion.sampler import Image, Keys, Solver, Step, Time, Times
+
+
+def ancestral(epsilon: float, temperature: float = 1.0) -> Step:
+    """A draw from the Brownian bridge from x_t to y = denoise(x_t), at time s.
+
+    Its noise is multiplied by `temperature`.
+    """
+
+    def step(denoise, keys, x_t, past, t, s):
+        y, share = denoise(x_t, t), (s - t) / (1 - t)
+        deviation = temperature * jnp.sqrt(epsilon * share * (1 - s))
+        noise = deviation * sampler.normal(keys, x_t.shape[1:])
+        return x_t + share * (y - x_t) + noise, y
+
+    return step
+
+
+def ddim(epsilon: float, temperature: float = 1.0) -> Step:
+    """The point of the bridge from the source to y = denoise(x_t), of the same noise.
+
+    x_t = (1 - t) x + t y + sqrt(epsilon t (1 - t)) z keeps its z, drawn in the first
+    step: deterministic from there on (Zheng et al. 2024, arXiv 2405.15885, equation 11
+    without its noise). As the bridge is Markov, E[y | x_t] is E[y | x_t, x], and the
+    marginals are those of the bridge from x.
+    """
+
+    def step(denoise, keys, x_t, past, t, s):
+        y = denoise(x_t, t)
+        deviation = temperature * jnp.sqrt(epsilon)
+        fresh = deviation * sampler.normal(keys, x_t.shape[1:])
+        spread = jnp.sqrt(t * (1 - t))
+        rest = x_t - (1 - t) * past.start - t * y
+        noise = jnp.where(t > 0, rest / jnp.where(t > 0, spread, 1), fresh)
+        return (1 - s) * past.start + s * y + jnp.sqrt(s * (1 - s)) * noise, y
+
+    return step
+
+
+def heun(epsilon: float, temperature: float = 1.0) -> Step:
+    """Stochastic Heun for dx = u dt + sqrt(epsilon) dw, u = (E[y | x] - x) / (1 - t).
+
+    The drift is averaged over both ends of the step, at two evaluations: of weak order
+    2, the noise being additive (Kloeden & Platen 1992, section 15.1).
+    """
+
+    def step(denoise, keys, x_t, past, t, s):
+        h, y = s - t, denoise(x_t, t)
+        deviation = temperature * jnp.sqrt(epsilon * h)
+        noise = deviation * sampler.normal(keys, x_t.shape[1:])
+        first = (y - x_t) / (1 - t)
+        ahead = x_t + h * first + noise
+        # At t = 1 the quotient is 0 / 0; the drift itself has a limit.
+        end = jnp.minimum(s, 1 - 1e-3)
+        second = (denoise(ahead, end) - ahead) / (1 - end)
+        return x_t + h * (first + second) / 2 + noise, y
+
+    return step
+
+
+def denser_to_the_end(steps: int) -> Times:
+    """From 0 to 1, denser towards 1, where the target's detail is decided."""
+    return 1 - jnp.linspace(1, 0, steps + 1) ** 2
+
+
+def denser_to_both_ends(steps: int) -> Times:
+    """From 0 to 1, denser towards 0 too, where a fixed path is given its only noise."""
+    return jnp.sin(jnp.linspace(0, jnp.pi / 2, steps + 1)) ** 2
+
+
+class Preconditioning(NamedTuple):
+    """E[y | x_t] = skip x_t + sqrt(1 - t) out F, of a network F that sees x_t / scale.
+
+    With keep = (1 - t skip) / (1 - t), which has a limit at t = 1.
+    """
+
+    skip: Array
+    keep: Array
+    out: Array
+    scale: Array
+
+
+class PairMoments(NamedTuple):
+    """Second moments of a plan's pairs about zero, mean over the coordinates."""
+
+    source: float = 1.0
+    target: float = 1.0
+    cross: float = 0.0
+
+
+def drift(epsilon: float, t: Array) -> Preconditioning:
+    """The network predicts the drift, (y - x_t) / (1 - t), at about unit scale."""
+    return Preconditioning(
+        skip=jnp.ones_like(t),
+        keep=jnp.ones_like(t),
+        out=jnp.sqrt(1 - t + epsilon * t),
+        scale=jnp.sqrt(1 + epsilon * t * (1 - t)),
+    )
+
+
+def clean_data(epsilon: float, moments: PairMoments, t: Array) -> Preconditioning:
+    """The network predicts what the best linear guess at y leaves, at unit scale.
+
+    Karras et al. 2022, table 1 and appendix B.6, for bridges (Zhou et al. 2023, arXiv
+    2309.16948): inputs and outputs have unit variance at all times, and at t = 1 the
+    prediction is x_t itself, whatever the network says.
+    """
+    source, target, cross = moments
+    left, blurred = 1 - t, cross + epsilon
+    variance = left**2 * source + t * left * (cross + blurred) + t**2 * target
+    # Var(y) - Cov(y, x_t)^2 / Var(x_t) = left rest / variance.
+    rest = left * (source * target - cross**2) + t * epsilon * target
+    return Preconditioning(
+        skip=(left * cross + t * target) / variance,
+        keep=(left * source + t * blurred) / variance,
+        out=jnp.sqrt(rest / variance),
+        scale=jnp.sqrt(variance),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Bridge:
+    """The drift of the bridge between sources and targets.
+
+    Attributes:
+      epsilon: variance of the Brownian motion over unit time, in every coordinate: a
+        pixel's noise is largest half-way, of variance epsilon / 4.
+      moments: of the pairs, for a network that predicts clean data; None for one that
+        predicts the drift.
+      bound: keep predicted targets in [-bound, bound]: 1 for images.
+      guidance: weight w of the direction in sampling, for a network of both directions:
+        E[y | x_t] + (w - 1) (E[y | x_t] - E[y' | x_t]), y' being where the other
+        direction would lead from the same point: away from the sources' domain.
+      temperature: of the sampler's noise, multiplies its deviation. Below 1 it is not
+        the learnt process any more: what noise a network cannot take out is not put in.
+    """
+
+    epsilon: float
+    moments: PairMoments | None = None
+    bound: float = math.inf
+    guidance: float = 1.0
+    temperature: float = 1.0
+    images = 1  # that the network sees
+
+    @property
+    def solvers(self) -> dict[str, Solver]:
+        """The ways to sample, by name.
+
+        ddim and dpmpp_2m are deterministic but for their first step; ancestral, heun
+        and dpmpp_2m_sde are not. The dpmpp's clocks are infinite at the ends, where
+        their steps are of first order: in all they converge at an order of about 1.6.
+        """
+        random, fixed, second = (
+            method(self.epsilon, self.temperature) for method in (ancestral, ddim, heun)
+        )
+        return {
+            "ancestral": Solver(random, denser_to_the_end),
+            "ddim": Solver(fixed, denser_to_both_ends),
+            "heun": Solver(second, denser_to_the_end),
+            "dpmpp_2m": Solver(
+                sampler.second_order(fixed, lambda t: jnp.log(t) - jnp.log(1 - t)),
+                denser_to_both_ends,
+            ),
+            "dpmpp_2m_sde": Solver(
+                sampler.second_order(random, lambda t: -jnp.log(1 - t)),
+                denser_to_the_end,
+            ),
+        }
+
+    def example(
+        self,
+        key: Key[Array, ""],
+        source: Float[Array, "b ..."],
+        target: Float[Array, "b ..."],
+        direction: Label,
+        t: Float[Array, "b"],
+    ) -> Example:
+        """A point of each pair's bridge at times t, and what the network should say.
+
+        The output is (y - skip x_t) / (sqrt(1 - t) out), computed so that it stays
+        finite at t = 1.
+        """
+        at = expand(t, target)
+        noise = jax.random.normal(key, target.shape)
+        spread = jnp.sqrt(self.epsilon * at)
+        x_t = (1 - at) * source + at * target + spread * jnp.sqrt(1 - at) * noise
+        skip, keep, out, scale = self._precondition(at)
+        change = jnp.sqrt(1 - at) * (keep * target - skip * source)
+        return Example(
+            inputs=x_t / scale,
+            t=t,
+            label=direction,
+            output=(change - skip * spread * noise) / out,
+        )
+
+    def sample(
+        self,
+        network: Network,
+        keys: Keys,
+        source: Image,
+        direction: Label,
+        times: Times,
+        solver: Step,
+    ) -> Image:
+        """Translates `source`, one key an image, along times from 0 up to 1."""
+
+        def denoise(x_t: Image, t: Time) -> Image:
+            skip, _, out, scale = self._precondition(t)
+
+            def towards(direction: Label) -> Image:
+                at = jnp.full(direction.shape, t)
+                output = network(x_t / scale, at, direction)
+                return skip * x_t + jnp.sqrt(1 - t) * out * output
+
+            y = towards(direction)
+            if self.guidance != 1:
+                y = y + (self.guidance - 1) * (y - towards(1 - direction))
+            return jnp.clip(y, -self.bound, self.bound)
+
+        def step(keys: Keys, state, t: Time, s: Time):
+            return sampler.follow(solver, denoise, keys, state, t, s)
+
+        return sampler.integrate(step, keys, sampler.begin(source, times), times)[0]
+
+    def _precondition(self, t: Array) -> Preconditioning:
+        if self.moments is None:
+            return drift(self.epsilon, t)
+        return clean_data(self.epsilon, self.moments, t)

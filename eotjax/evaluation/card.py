@@ -1,0 +1,108 @@
+"""The model card: README.md of an artefact, made from what lies beside it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from eotjax.artefact import export, stablehlo
+from eotjax.evaluation import measures
+
+PLAN = ("epsilon", "entropy", "transport_cost", "marginal_error")
+
+
+def figures(plan: Mapping[str, float]) -> str:
+    """What the plans of a run were like, in a line."""
+    known = [f"{name} {plan[name]:.4g}" for name in PLAN if name in plan]
+    return ", ".join(known) or "not recorded"
+
+
+def data_name(config: Mapping) -> str:
+    """What the data of a config is called."""
+    data = config["data"]
+    return data["name"] or Path(data["path"]).name or data["kind"]
+
+
+def autoencoder(description: Mapping) -> list[str]:
+    """Whose latents the model works in, and under which licence they were given."""
+    found = description.get("autoencoder")
+    if not found:
+        return []
+    return [
+        f"- **Autoencoder**: `{Path(found['weights']).name}`, frozen, licence "
+        f"{found['license'] or 'unknown'}; its parameters are in autoencoder.npz"
+    ]
+
+
+def text(description: Mapping, evaluation: Mapping) -> str:
+    """The card, in Markdown.
+
+    Args:
+      description: of the artefact's config.json.
+      evaluation: of its evaluation.json; empty where there is none.
+    """
+    config, shape = description["config"], description["shape"]
+    data, estimator, sampling = (
+        config[group] for group in ("data", "estimator", "sampling")
+    )
+    both = estimator["direction"] == "both"
+    source, target = data["train_source"], data["train_target"]
+    name = data_name(config)
+    lines = [
+        "---",
+        f"license: {description['license']}",
+        "library_name: eotjax",
+        "tags: [image-to-image, optimal-transport, diffusion]",
+        "---",
+        "",
+        f"# {name}: {source} to {target}" + (" and back" if both else ""),
+        "",
+        "Unpaired translation, learnt by distilling entropic optimal transport into a "
+        "diffusion model.",
+        "",
+        f"- **Data**: {data['kind']}, `{name}`; {'x'.join(map(str, shape))}",
+        f"- **Training**: {description['step']} steps of {config['batch_size']} pairs, "
+        f"seed {config['seed']}, estimator `{estimator['name']}`",
+        f"- **Plan**: {figures(description['plan'])} (of the cost |x - y|^2 / 2; "
+        "entropy 0 is a matching, 1 no plan)",
+        f"- **Sampling**: {sampling['steps']} steps of `{sampling['solver']}`",
+        *autoencoder(description),
+        "",
+        "## Measures",
+        "",
+    ]
+    for direction, result in evaluation.items():
+        lines += [f"{direction.capitalize()}, on the test sets:", ""]
+        lines += [measures.table(result["rows"]), ""]
+    if not evaluation:
+        lines += ["None yet: `python -m eotjax.evaluate --export=FOLDER`.", ""]
+    lines += [
+        "`eotjax` is this model, `identity` changes nothing, `independent` answers "
+        "with random training targets.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import eotjax",
+        "",
+        'translator = eotjax.load("FOLDER")',
+        "targets = translator(sources, seed=0)  # uint8 [n, h, w, c]",
+        "```",
+        "",
+        f"`{stablehlo.NAME}` is the same as a program that JAX alone runs. "
+        "`config.json` has the SHA-256 of both.",
+        "",
+        "## Limits",
+        "",
+        "It translates images like those of its training data. A translation is a "
+        "draw from a distribution, not a measurement: it must not be taken for a "
+        "photograph of what the source shows.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: str | Path) -> None:
+    """Writes README.md into an artefact, from its config.json and evaluation.json."""
+    folder = Path(folder)
+    found = folder / "evaluation.json"
+    evaluation = json.loads(found.read_text()) if found.exists() else {}
+    (folder / "README.md").write_text(text(export.describe(folder), evaluation))

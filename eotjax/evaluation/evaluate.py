@@ -1,0 +1,157 @@
+"""Measures an artefact's translations of a test split, in numbers and pictures."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw
+
+from eotjax import parallel
+from eotjax.artefact.translator import Translator
+from eotjax.data import images
+from eotjax.data.sources import DataSet
+from eotjax.evaluation import known_plan_report, measures
+from eotjax.evaluation.judge import Judge, Weights, turned
+
+RANKED = 5  # translations in each part of the picture of best, median and worst
+
+
+class Evaluation(NamedTuple):
+    """The measures, and the translations that they are of."""
+
+    result: dict  # {"rows": {name: {measure: value}}, "settings": ...}
+    translated: np.ndarray
+    distance: Float[np.ndarray, "n"]  # to the nearest training target
+    nearest: np.ndarray  # that target, where near is what the judge's features say
+
+
+def evaluate(
+    translator: Translator,
+    splits: DataSet,
+    *,
+    direction: str = "forward",
+    weights: Weights | None = None,
+) -> Evaluation:
+    """All measures of the translated test sources, beside the baselines'.
+
+    `identity` changes nothing. `independent` answers with random training targets, the
+    ideal of a model without a plan: its frechet is the floor a finite test set allows.
+    """
+    judge = Judge(translator, splits, direction, weights)
+    translated = translator(judge.source, direction=direction, progress=True)
+    rows = {
+        "eotjax": judge.row(translated),
+        "identity": judge.row(judge.source),
+        "independent": judge.row(judge.independent),
+    }
+    settings = {
+        "test_source": len(judge.source),
+        "test_target": len(judge.target),
+        "pca_components": judge.components,
+        "sampling": translator.config.sampling.to_dict(),
+    }
+    return Evaluation(
+        {"rows": rows, "settings": settings},
+        translated,
+        judge.realism(translated),
+        judge.nearest(translated),
+    )
+
+
+def overview(count: int, *rows: np.ndarray) -> np.ndarray:
+    """Some of each row's images, evenly spread, one row below the other.
+
+    Args:
+      count: at most so many.
+      *rows: uint8 [n, h, w, c]: sources, their translations, and more.
+    """
+    n = len(rows[0])
+    chosen = np.linspace(0, n - 1, min(count, n)).astype(int)
+    zoom = max(64 // rows[0].shape[1], 1)
+    return images.grid([row[chosen] for row in rows], zoom=zoom)
+
+
+def ranked(
+    source: np.ndarray, translated: np.ndarray, distance: Float[np.ndarray, "n"]
+) -> np.ndarray:
+    """The nearest to, about the median from and the farthest from the targets."""
+    order, count = np.argsort(distance), min(RANKED, len(source))
+    middle = (len(order) - count) // 2
+    parts = {
+        "best": order[:count],
+        "median": order[middle : middle + count],
+        "worst": order[-count:],
+    }
+    sheets = []
+    for name, chosen in parts.items():
+        sheet = Image.fromarray(
+            overview(count, source[chosen], translated[chosen]).repeat(
+                3 // source.shape[-1], axis=-1
+            )
+        )
+        titled = Image.new("RGB", (sheet.width + 8, sheet.height + 16), "white")
+        titled.paste(sheet, (4, 16))
+        ImageDraw.Draw(titled).text((6, 2), name, fill="black")
+        sheets.append(np.asarray(titled))
+    return np.concatenate(sheets, axis=1)
+
+
+def report(
+    translator: Translator,
+    splits: DataSet,
+    folder: str | Path,
+    *,
+    directions: tuple[str, ...] | None = None,
+    weights: Weights | None = None,
+) -> None:
+    """Prints the tables; writes evaluation.json and pictures into `folder`.
+
+    Args:
+      translator: what is judged.
+      splits: whose test images are translated.
+      folder: for evaluation.json, translations.png (sources, translations, the nearest
+        training targets) and ranked.png; those backward end in _backward.
+      directions: all that were trained where None.
+      weights: of the networks that measure; None for none.
+    """
+    folder, results = Path(folder), {}
+    if translator.config.data.kind == "known_plan":
+        results["forward"] = known_plan_report.evaluate(translator, splits)
+        _print("forward", results)
+        _write(folder, results)
+        return
+    for direction in directions or translator.directions:
+        found = evaluate(translator, splits, direction=direction, weights=weights)
+        results[direction] = found.result
+        _print(direction, results)
+        if len(translator.shape) == 3 and parallel.is_leader():
+            ending = "" if direction == "forward" else f"_{direction}"
+            source = turned(splits, direction).test_source
+            translated, nearest = map(
+                images.to_uint8, (found.translated, found.nearest)
+            )
+            count = translator.config.sampling.grid
+            pictures = {
+                "translations": overview(count, source, translated, nearest),
+                "ranked": ranked(source, translated, found.distance),
+            }
+            for name, picture in pictures.items():
+                path = folder / f"{name}{ending}.png"
+                images.write(path, picture)
+                print(f"wrote {path}")
+    _write(folder, results)
+
+
+def _print(direction: str, results: dict) -> None:
+    if len(results) > 1 or direction != "forward":
+        print(f"{direction}:")
+    print(measures.table(results[direction]["rows"]))
+
+
+def _write(folder: Path, results: dict) -> None:
+    if parallel.is_leader():
+        path = folder / "evaluation.json"
+        path.write_text(json.dumps(results, indent=2) + "\n")
+        print(f"wrote {path}")

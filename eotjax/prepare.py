@@ -1,0 +1,326 @@
+"""All that a run needs, made of a config and a folder."""
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from eotjax import errors, parallel, progress
+from eotjax.artefact import export
+from eotjax.artefact.translator import Translator
+from eotjax.build import checks, dataset, encoding, planning, run_folder, wiring
+from eotjax.build.checks import Shape
+from eotjax.data import batch
+from eotjax.data.sources import DataSet
+from eotjax.diffusion.bridge import PairMoments
+from eotjax.evaluation import judge
+from eotjax.networks import kernels, latents
+from eotjax.training import log as logging
+from eotjax.training import step
+from eotjax.training.checkpoint import Checkpoints
+from eotjax.transport import cost, pairing, whole
+
+EXAMPLES = 8  # test sources that go into the artefact
+
+
+class Run(NamedTuple):
+    """What a config and a folder come to: the parts of a run, wired.
+
+    Attributes:
+      config: with all that was found out about the plans.
+      workdir: the run's folder, claimed.
+      mesh: of all devices.
+      splits: the data set, of images or vectors.
+      shape: of one of them.
+      space: of the latents; None where it trains on the images themselves.
+      on_device: the whole training sets; None where they are streamed.
+      batches: from a step on, what its steps draw from.
+      training: the first state, and the step.
+      sample: translates.
+      checkpoints: of its states, open.
+      state: the newest one's, or the first.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    splits: DataSet
+    shape: Shape
+    space: latents.Autoencoder | None
+    on_device: step.Data | None
+    batches: Callable[[int], Iterator[step.Data]]
+    training: wiring.Training
+    sample: Callable[..., jax.Array]
+    checkpoints: Checkpoints
+    state: step.TrainState
+
+    def model(self, state: step.TrainState) -> step.Params | latents.Model:
+        """What a state has to export: its averaged parameters, and their space."""
+        average = state.ema_params
+        return average if self.space is None else latents.Model(average, self.space)
+
+    def translator(self, state: step.TrainState) -> Translator:
+        """A state's averaged parameters, in use."""
+        return Translator(self.config, self.shape, self.model(state), self.sample)
+
+    def export(self, state: step.TrainState, folder: Path) -> None:
+        """Writes the artefact of a state."""
+        export.save(
+            folder,
+            config=self.config,
+            shape=self.shape,
+            step=int(state.step),
+            params=self.model(state),
+            plan=plan_figures(self.workdir, self.config),
+            examples=examples(self.translator(state), self.splits),
+        )
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Run:
+    """Loads, checks and wires all that a run needs, and claims its folder.
+
+    Raises:
+      UserError: something about the config, the data or the workdir is wrong.
+    """
+    mesh = parallel.make_mesh()
+    devices = mesh.devices.flat
+    by = ", convolutions by oneDNN" if kernels.used() else ""  # docs/machines.md
+    print(f"devices: {mesh.size} {devices[0].device_kind} ({devices[0].platform}){by}")
+    checks.check_config(config, mesh.size)
+    run_folder.check(workdir, config)
+    asked, config = config, config.copy_and_resolve_references()
+    space = None
+    if config.latent.weights:
+        space = latents.load(config.latent.weights)
+        config.latent.channels = len(space.mean)
+
+    splits = dataset.load(config)
+    shape = dataset.sample_shape(config, splits)
+    checks.check_shape(config, shape)
+    trained = splits
+    if space is not None:
+        trained, space = encoding.encoded(config, splits, space)
+        space = parallel.put(space, parallel.replicated(mesh))
+    lengths = (len(splits.train_source), len(splits.train_target))
+    print(told(config, splits, shape, trained.resident))
+    resident = lengths if trained.resident else None
+    checks.check_coupling(config, trained.resident)
+    embed = planning.embed(config, trained)
+    on_device = device_data(config, trained, embed, mesh) if resident else None
+    known = run_folder.plan(workdir)
+    batches = partial(batches_from, config, trained, on_device, mesh)
+    config = resolve(config, known, batches, resident, embed, mesh)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    held = None
+    if config.coupling.method == "whole" and checkpoints.latest_step() is None:
+        assert on_device is not None  # checked with the data
+        held = whole_plan(config, on_device, mesh)
+    if wiring.needs_moments(config):
+        config.estimator.moments = known.moments or measure_moments(
+            config, held, batches(0), resident, embed, mesh
+        )
+    training = wiring.training(config, shape, resident, mesh, embed)
+    sample = wiring.sampling(config, shape, mesh)
+    run_folder.claim(workdir, asked, run_folder.of(config))
+    tell_parameters(training, workdir)
+    state = first_state(training, checkpoints, parallel.replicated(mesh))
+    if held is not None:
+        state = state._replace(held=held)
+        checkpoints.save(0, state)
+    return Run(
+        config=config,
+        workdir=workdir,
+        mesh=mesh,
+        splits=splits,
+        shape=shape,
+        space=space,
+        on_device=on_device,
+        batches=batches,
+        training=training,
+        sample=sample,
+        checkpoints=checkpoints,
+        state=state,
+    )
+
+
+def first_state(
+    training: wiring.Training, checkpoints: Checkpoints, layout: NamedSharding
+) -> step.TrainState:
+    """The newest checkpoint's state, or a new one."""
+    abstract = jax.eval_shape(training.init)
+    if checkpoints.latest_step() is None:
+        return training.init()
+    state = checkpoints.restore(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), abstract
+        )
+    )
+    print(f"going on from step {int(state.step)}")
+    return state
+
+
+def tell_parameters(training: wiring.Training, workdir: Path) -> None:
+    """Prints how many parameters each level has, and writes all into the folder."""
+    params = jax.eval_shape(training.init).params
+    if parallel.is_leader():
+        table = parameter_overview.get_parameter_overview(params, include_stats=False)
+        (workdir / "parameters.txt").write_text(table + "\n")
+    levels: Counter[str] = Counter()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        levels[path[0].key.split("_")[0]] += leaf.size
+    parts = ", ".join(f"{name} {size:,}" for name, size in levels.items())
+    print(f"parameters: {levels.total():,} ({parts})")
+
+
+def told(config: ConfigDict, splits: DataSet, shape: Shape, resident: bool) -> str:
+    """The data set in a line."""
+    counts = [len(x) for x in (*splits[:4], splits.valid_source, splits.valid_target)]
+    valid = f"validation {counts[4]}, {counts[5]}; " if counts[4] else ""
+    where = "latents " * bool(config.latent.weights) + (
+        "on the device" if resident else "streamed"
+    )
+    return (
+        f"data: train {counts[0]} source, {counts[1]} target; {valid}"
+        f"test {counts[2]}, {counts[3]}; {'x'.join(map(str, shape))}, {where}"
+    )
+
+
+def device_data(
+    config: ConfigDict, splits: DataSet, embed: cost.Embed, mesh: Mesh
+) -> step.Data:
+    """The whole training sets, and their points where the plan's cost needs them."""
+    whole = parallel.put(dataset.aligned(config, splits), parallel.replicated(mesh))
+    if config.coupling.method == "whole":
+        whole |= planning.all_points(config, embed, whole, mesh)
+    return whole
+
+
+def resolve(
+    config: ConfigDict,
+    known: run_folder.Plan,
+    batches: Callable[[int], Iterator[step.Data]],
+    lengths: tuple[int, int] | None,
+    embed: cost.Embed,
+    mesh: Mesh,
+) -> ConfigDict:
+    """The config with its epsilon in units of the cost: the run's, or found now."""
+
+    def trials() -> planning.Trials:
+        if config.coupling.method == "whole":
+            costs = planning.costs(config, next(batches(0)), mesh)
+            return planning.try_whole(config, costs, mesh)
+        first = list(itertools.islice(batches(0), planning.CALIBRATION_STEPS))
+        return planning.try_groups(config, embed, first, lengths, mesh)
+
+    epsilon = known.epsilon or planning.find_epsilon(config, trials)
+    print(f"epsilon: {epsilon:.4g} in units of |x - y|^2 / 2")
+    return planning.with_epsilon(config, epsilon)
+
+
+def whole_plan(config: ConfigDict, sets: step.Data, mesh: Mesh) -> whole.Plan:
+    """The plan between the whole training sets, solved.
+
+    Raises:
+      UserError: it did not come near enough to its marginals.
+    """
+    settings, start = planning.solver(config), time.monotonic()
+    found = whole.solve(planning.costs(config, sets, mesh), settings, mesh=mesh)
+    stats = jax.device_get(found.stats)
+    print(
+        f"the whole plan: {stats.iterations:.0f} iterations in "
+        f"{progress.duration(time.monotonic() - start)}, marginal error "
+        f"{stats.marginal_error:.2g}, entropy {stats.entropy:.3f}"
+    )
+    most = config.coupling.max_marginal_error
+    errors.require(
+        bool(stats.marginal_error <= most),
+        f"the whole plan's marginal error is {stats.marginal_error:.3g}, over "
+        f"coupling.max_marginal_error {most}: raise coupling.epsilon or "
+        "coupling.max_iterations.",
+    )
+    return found
+
+
+def measure_moments(
+    config: ConfigDict,
+    held: pairing.Held | None,
+    batches: Iterator[step.Data],
+    lengths: tuple[int, int] | None,
+    embed: cost.Embed,
+    mesh: Mesh,
+) -> PairMoments:
+    """The second moments of the pairs of a run's first steps."""
+    if held is None:
+        held = planning.nothing_held(config, lengths)
+    draw = planning.pair(config, embed, planning.solver(config), lengths, mesh)
+    first = list(itertools.islice(batches, planning.MOMENT_STEPS))
+    found = planning.pair_moments(draw, held, first)
+    print(
+        f"pairs: variances {found.source:.3g} and {found.target:.3g}, covariance "
+        f"{found.cross:.3g}"
+    )
+    return found
+
+
+def batches_from(
+    config: ConfigDict,
+    splits: DataSet,
+    on_device: step.Data | None,
+    mesh: Mesh,
+    start: int,
+) -> Iterator[step.Data]:
+    """What the steps from `start` on draw from: the whole sets, or streamed batches."""
+    if on_device is not None:
+        return itertools.repeat(on_device)
+    return streamed(config, splits, start, mesh)
+
+
+def streamed(
+    config: ConfigDict, splits: DataSet, start: int, mesh: Mesh
+) -> Iterator[step.Data]:
+    """The batches in turn, of sets that the device does not hold."""
+    share = config.batch_size // jax.process_count()
+    first = share * jax.process_index()
+    batches = batch.stream(
+        dataset.aligned(config, splits),
+        key_of_step=lambda number: batch.keys(config.seed, number)[0],
+        batch_size=config.batch_size,
+        steps=range(start, config.steps),
+        rows=slice(first, first + share),
+    )
+    layout = parallel.split(mesh)
+    for arrays in batches:
+        yield jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(layout, x), arrays
+        )
+
+
+def plan_figures(workdir: Path, config: ConfigDict) -> dict[str, float]:
+    """What the run's plans were like when it last logged, and their epsilon."""
+    lines = logging.read(workdir / logging.METRICS)
+    plans = {
+        name.removeprefix("plan/"): value
+        for name, value in (lines[-1] if lines else {}).items()
+        if name.startswith("plan/")
+    }
+    return {"epsilon": config.coupling.epsilon, **plans}
+
+
+def examples(translator: Translator, splits: DataSet) -> dict[str, np.ndarray]:
+    """A few test sources of each direction, for the artefact; none of vectors."""
+    if len(translator.shape) == 1:
+        return {}
+    return {
+        way: judge.turned(splits, way).test_source[:EXAMPLES]
+        for way in translator.directions
+    }

@@ -1,0 +1,176 @@
+"""What a run shows while it runs: lines, metrics files, TensorBoard."""
+
+import contextlib
+import json
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from eotjax import parallel
+from eotjax.errors import UserError
+from eotjax.progress import duration
+
+METRICS = "metrics.jsonl"  # of training, a line an interval
+SCORES = "scores.jsonl"  # of the test set, a line an evaluation
+
+
+class Writer:
+    """Scalars to files of JSON lines and, where TensorFlow is, to TensorBoard."""
+
+    def __init__(self, folder: Path, *, step: int, tensorboard: bool):
+        """Goes on after `step`: later lines, of an interrupted run, are dropped."""
+        self._leader = parallel.is_leader()
+        self._tensorboard = None
+        if not self._leader:
+            return
+        self._folder = folder
+        for path in (folder / METRICS, folder / SCORES):
+            if path.exists():
+                lines = path.read_text().splitlines()
+                kept = [line for line in lines if _step_of(line) <= step]
+                path.write_text("".join(line + "\n" for line in kept))
+        if tensorboard:
+            # TensorFlow computes nothing here; this keeps it from talking about how.
+            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+            try:
+                from clu import metric_writers
+
+                self._tensorboard = metric_writers.AsyncWriter(
+                    metric_writers.SummaryWriter(str(folder / "tensorboard"))
+                )
+            except ImportError as error:
+                warnings.warn(
+                    f"no TensorBoard: {error}. metrics.jsonl holds the same numbers.",
+                    stacklevel=2,
+                )
+
+    def scalars(
+        self, step: int, values: Mapping[str, float], name: str = METRICS
+    ) -> None:
+        """Appends one line {"step": ..., name: value, ...} to the file of that name."""
+        if not self._leader:
+            return
+        with (self._folder / name).open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._tensorboard is not None:
+            self._tensorboard.write_scalars(step, values)
+
+    def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w c"]) -> None:
+        """Shows one picture in TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.write_images(step, {name: pixels[None]})
+
+    def close(self) -> None:
+        """Writes what is still in memory."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class Log:
+    """Means of a run's metrics over an interval, read one interval late.
+
+    By then the device has long computed them: reading never makes it wait.
+    """
+
+    def __init__(
+        self,
+        writer: Writer,
+        *,
+        every: int,
+        total_steps: int,
+        batch_size: int,
+        learning_rate: Callable[[int], Float[Array, ""]],
+        max_marginal_error: float,
+    ):
+        """Args: max_marginal_error: mean of the plans'; a run that is over it stops."""
+        self._writer, self._every, self._total_steps = writer, every, total_steps
+        self._batch_size, self._learning_rate = batch_size, learning_rate
+        self._max_marginal_error = max_marginal_error
+        self._sum: Mapping[str, Array] | None = None
+        self._count, self._time = 0, time.monotonic()
+        self._pending: tuple[int, int, float, Mapping[str, Array]] | None = None
+        self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+
+    def add(self, done: int, values: Mapping[str, Array]) -> None:
+        """Takes the metrics of step number `done`, counted from 1.
+
+        Raises:
+          UserError: an earlier interval's loss was not finite, or its plans failed.
+        """
+        total = values if self._sum is None else self._add(self._sum, values)
+        self._sum = total
+        self._count += 1
+        if done % self._every == 0 or done == self._total_steps:
+            self.flush()
+            # The host waits in flush for the device: between two of these moments both
+            # have come equally far.
+            now = time.monotonic()
+            self._pending = (done, self._count, self._count / (now - self._time), total)
+            self._sum, self._count, self._time = None, 0, now
+
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Work that is no step's, which the rate and the time left do not count."""
+        jax.block_until_ready((self._sum, self._pending))  # the steps' own time
+        start = time.monotonic()
+        yield
+        self._time += time.monotonic() - start
+
+    def flush(self) -> None:
+        """Prints and writes the last whole interval, and judges it."""
+        if self._pending is None:
+            return
+        done, count, rate, total = self._pending
+        self._pending = None
+        values = {name: float(x) / count for name, x in total.items()}
+        images_per_second = rate * self._batch_size
+        print(
+            f"step {done}/{self._total_steps}: loss {values['loss']:.4f}, "
+            f"plan entropy {values['plan/entropy']:.2f}, "
+            f"{images_per_second:.0f} images/s, "
+            f"{duration((self._total_steps - done) / rate)} left",
+            flush=True,
+        )
+        learning_rate = float(self._learning_rate(done - 1))
+        extra = {"learning_rate": learning_rate, "images_per_second": images_per_second}
+        self._writer.scalars(done, {**values, **extra})
+        if not np.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss is {values['loss']} at step {done}; lower "
+                "optimizer.learning_rate and start in a new --workdir."
+            )
+        if not values["plan/marginal_error"] <= self._max_marginal_error:
+            raise UserError(
+                f"the plans' marginal error is {values['plan/marginal_error']:.3g} at "
+                f"step {done}, over coupling.max_marginal_error "
+                f"{self._max_marginal_error}: raise coupling.epsilon or "
+                "coupling.max_iterations."
+            )
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines; none where there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+
+
+def history(path: Path, name: str) -> dict[int, float]:
+    """One of the scalars of a file of JSON lines, by step."""
+    return {line["step"]: line[name] for line in read(path) if name in line}
+
+
+def _step_of(line: str) -> float:
+    """The step of a metrics line; infinite for one cut off by a crash."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return math.inf

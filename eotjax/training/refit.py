@@ -1,0 +1,157 @@
+"""Pairs that a bridge makes itself: iterative Markovian fitting.
+
+A bridge learnt between the pairs of any plan keeps both distributions and brings their
+points nearer to each other than the plan had them. Run from all sources to targets, and
+back from all targets to sources, it gives new pairs, real on the side that is to be
+learnt next. The Schroedinger bridge is the fixed point (Shi et al. 2023, arXiv
+2303.16852, algorithm 1; Peluchetti 2023, arXiv 2304.00917).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree, UInt32
+
+from eotjax import parallel
+from eotjax.data import batch
+from eotjax.data.batch import Data
+from eotjax.data.sources import filled
+from eotjax.diffusion import sampler
+from eotjax.diffusion.conditional import expand
+from eotjax.diffusion.sampler import Image, Keys
+from eotjax.progress import Progress
+from eotjax.transport.pairing import Constrain, Pairing
+
+SIDES = ("source", "target")
+# (data, side, index) -> the fixed views of that side's training set, by number
+Views = Callable[[Data, str, Int[Array, "b"]], Float[Array, "b ..."]]
+# (params, keys, images, direction) -> where the bridge leads
+Bridge = Callable[[PyTree, Keys, Image, Int[Array, "b"]], Image]
+
+
+def number(step: int, *, after: int, every: int) -> int:
+    """How often pairs were made before step `step` + 1; 0 where they never are.
+
+    Args: after: how many steps, 0 for never; every: how many steps again.
+    """
+    if not after or step < after:
+        return 0
+    return 1 + (step - after) // every
+
+
+def made(side: str) -> str:
+    """The name, in a step's data, of what was made for a side from views of the other.
+
+    Row i of `made("source")` is where view FIRST + i of the targets came from, of
+    `made("target")` where view FIRST + i of the sources went.
+    """
+    return f"{side}_made"
+
+
+FIRST = "first_copy"  # in a step's data: FIRST of the above, in numbers of images
+
+
+def mixed(
+    draw: Pairing,
+    *,
+    views: Views,
+    share: float,
+    batch_size: int,
+    seed: int,
+    constrain: Constrain,
+) -> Pairing:
+    """Pairs of a plan, and pairs that the bridge has made where `data` holds any.
+
+    Args:
+      draw: the plan's pairs.
+      views: real ones.
+      share: of the pairs that the plan goes on drawing.
+      batch_size: pairs a step.
+      seed: the run's.
+      constrain: lays a batch out over the devices.
+
+    Every second pair is turned round later, to learn the way back: its source is real
+    and its target made; of the others the target is real and the source made.
+    """
+    of_plan = round(share * batch_size)
+
+    def pairs(step, held, data):
+        drawn = draw(step, held, data)
+        if made("source") not in data:
+            return drawn
+        key = jax.random.fold_in(batch.keys(seed, step)[0], 1)
+
+        def own(key, side, other):
+            ends = data[made(other)]
+            index = constrain(jax.random.randint(key, (batch_size,), 0, len(ends)))
+            view = data[FIRST] * len(data[side]) + index
+            return views(data, side, view), ends[index].astype(jnp.float32)
+
+        key_source, key_target = jax.random.split(key)
+        real_source, made_target = own(key_source, "source", "target")
+        real_target, made_source = own(key_target, "target", "source")
+        rows = expand(jnp.arange(batch_size), real_source)
+        source = jnp.where(rows % 2 == 1, real_source, made_source)
+        target = jnp.where(rows % 2 == 1, made_target, real_target)
+        if of_plan:  # else the compiler need not read the plan's images at all
+            source = jnp.where(rows < of_plan, drawn.source, source)
+            target = jnp.where(rows < of_plan, drawn.target, target)
+        return drawn._replace(source=source, target=target)
+
+    return pairs
+
+
+def maker(
+    bridge: Bridge,
+    *,
+    views: Views,
+    copies: int,
+    at_once: int,
+    seed: int,
+    mesh: Mesh,
+) -> Callable[[PyTree, Data, int], Data]:
+    """Builds make(params, data, number): the ends of all views, both ways.
+
+    Args:
+      bridge: the sampler.
+      views: of `data`.
+      copies: views of each stored image, other ones for each number.
+      at_once: views translated at once; a multiple of the devices.
+      seed: the run's.
+      mesh: of all devices.
+    """
+    whole, cut = parallel.replicated(mesh), parallel.split(mesh)
+
+    def jitted(side: str):
+        def send(params: PyTree, data: Data, number: UInt32[Array, ""], index: Array):
+            first = number * jnp.uint32(copies * len(data[side]))
+            start = views(data, side, first.astype(jnp.int32) + index)
+            numbers = jnp.full(index.shape, number)
+            keys = sampler.keys_of(jnp.uint32(seed), numbers, start)
+            way = jnp.full(index.shape, SIDES.index(side))
+            return bridge(params, keys, start, way).astype(jnp.float16)
+
+        return jax.jit(
+            send, in_shardings=(whole, whole, None, cut), out_shardings=whole
+        )
+
+    programs = {side: jitted(side) for side in SIDES}
+
+    def make(params: PyTree, data: Data, number: int) -> Data:
+        counts = {side: copies * len(data[side]) for side in SIDES}
+        report = Progress("making pairs", sum(counts.values()), "images")
+        ends = {FIRST: parallel.put(np.int32(number * copies), whole)}
+        for side, other in (SIDES, SIDES[::-1]):
+            parts = []
+            for index, new in filled(counts[side], at_once):
+                rows = parallel.put(index, cut)
+                part = programs[side](params, data, jnp.uint32(number), rows)
+                parts.append(np.asarray(part)[:new])
+                report.update(new)
+            ends[made(other)] = parallel.put(np.concatenate(parts), whole)
+        return ends
+
+    return make

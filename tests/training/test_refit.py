@@ -1,0 +1,155 @@
+"""Pairs that a bridge makes itself, against the Schroedinger bridge of Gaussians."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eotjax import parallel
+from eotjax.diffusion import bridge
+from eotjax.training import refit
+from eotjax.transport.pairing import Drawn
+
+EPSILON = 0.5
+COPY = 0.0
+SCALES = (1.0, 0.6)  # deviations of source and target
+
+
+def test_pairs_are_made_at_the_steps_asked_for():
+    found = [refit.number(step, after=30, every=20) for step in (0, 29, 30, 49, 50, 90)]
+    assert found == [0, 0, 1, 1, 2, 4]
+    assert refit.number(10**6, after=0, every=20) == 0
+
+
+def cross_moment_of_bridge(source, target, epsilon):
+    """E x y of the entropic plan between N(0, s^2) and N(0, t^2), cost |x - y|^2 / 2.
+
+    Janati et al. 2020, theorem 1 (in their units epsilon = 2 sigma^2).
+    """
+    return np.sqrt(source**2 * target**2 + epsilon**2 / 4) - epsilon / 2
+
+
+def exact_drift(pairs):
+    """The network that a bridge between jointly Gaussian pairs would learn, exactly.
+
+    E[y | x_t] is linear in x_t; of both directions, from the pairs' second moments.
+    """
+    xx, yy, xy = pairs
+
+    def predict(x_t, t, direction):
+        a, b = (jnp.where(direction == 0, *v) for v in ((xx, yy), (yy, xx)))
+        variance = (1 - t) ** 2 * a + t**2 * b + 2 * t * (1 - t) * xy
+        variance += EPSILON * t * (1 - t)
+        slope = ((1 - t) * xy + t * b) / variance
+        return slope[:, None] * x_t
+
+    return predict
+
+
+def sampler_of(steps):
+    """As `build.sample_points`, of pairs' moments in place of parameters."""
+    estimate = bridge.Bridge(epsilon=EPSILON)
+    solver = estimate.solvers["ancestral"]
+
+    def sample(params, keys, source, direction):
+        predict = exact_drift(params)
+
+        def network(inputs, t, label):
+            at = t[:, None]
+            _, _, out, scale = bridge.drift(EPSILON, at)
+            x_t = inputs * scale
+            change = predict(x_t, t, label) - x_t
+            return change / (jnp.sqrt(1 - at) * out)
+
+        times = solver.times(steps)
+        return estimate.sample(network, keys, source, direction, times, solver.step)
+
+    return sample
+
+
+def views(data, side, index):
+    """Each copy of a stored value is 0.5 above the last."""
+    stored = data[side]
+    return stored[index % len(stored)] + COPY * (index // len(stored))[:, None]
+
+
+@pytest.fixture(scope="module")
+def sets():
+    rng = np.random.default_rng(0)
+    return {
+        side: jnp.asarray(scale * rng.standard_normal((20_000, 1), dtype=np.float32))
+        for side, scale in zip(refit.SIDES, SCALES, strict=True)
+    }
+
+
+def test_own_pairs_tend_to_the_schroedinger_bridge(sets):
+    """From independent pairs, by the exact bridge between the last pairs."""
+    make = refit.maker(
+        sampler_of(100),
+        views=views,
+        copies=1,
+        at_once=4_000,
+        seed=0,
+        mesh=parallel.make_mesh(),
+    )
+    wanted = cross_moment_of_bridge(*SCALES, EPSILON)
+    xx, yy = (float(jnp.mean(sets[side] ** 2)) for side in refit.SIDES)
+    xy, errors = 0.0, []
+    for number in range(1, 7):
+        made = make((xx, yy, xy), sets, number)
+        back, forth = (
+            float(jnp.mean(sets[side] * made[refit.made(other)]))
+            for side, other in (refit.SIDES, refit.SIDES[::-1])
+        )
+        assert back == pytest.approx(forth, abs=0.015)  # of one process, two ways
+        for side, scale in zip(refit.SIDES, SCALES, strict=True):
+            end = np.asarray(made[refit.made(side)], np.float32)
+            assert end.std() == pytest.approx(scale, rel=0.03)
+        xy = (back + forth) / 2
+        errors.append(abs(xy - wanted))
+    assert errors[0] > 0.03  # independent pairs are far from it
+    assert errors[-1] < 0.012
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_made_pairs_are_real_on_the_side_to_be_learnt(monkeypatch):
+    """Rows and their partners are told apart by values that encode them."""
+    monkeypatch.setitem(globals(), "COPY", 0.5)
+    count, size = 40, 16
+    data = {
+        "source": jnp.arange(count, dtype=jnp.float32)[:, None],
+        "target": 100 + jnp.arange(count, dtype=jnp.float32)[:, None],
+    }
+    mesh = parallel.make_mesh()
+
+    def shifted(params, keys, source, direction):
+        return source + jnp.where(direction == 0, 500.0, 700.0)[:, None]
+
+    made = refit.maker(
+        shifted, views=views, copies=1, at_once=16, seed=0, mesh=mesh
+    )((), data, 2)  # fmt: skip
+
+    def plan_draw(step, held, data):
+        return Drawn(jnp.full((size, 1), -1.0), jnp.full((size, 1), -2.0), (), held)
+
+    draw = refit.mixed(
+        plan_draw,
+        views=views,
+        share=0.25,
+        batch_size=size,
+        seed=0,
+        constrain=lambda x: x,
+    )
+    before = draw(0, (), data)
+    assert (np.asarray(before.source) == -1).all()
+    drawn = draw(0, (), data | made)
+    source, target = (np.asarray(x)[:, 0] for x in (drawn.source, drawn.target))
+    assert (source[:4] == -1).all() and (target[:4] == -2).all()
+    for row in range(4, size):
+        if row % 2:  # turned round later
+            assert 1 <= source[row] < 41 and target[row] == source[row] + 500
+        else:
+            assert 101 <= target[row] < 141 and source[row] == target[row] + 700
+    assert len(set(source[4:])) > 6  # not one pair again and again
+    assert not np.array_equal(
+        source[4:], np.asarray(draw(1, (), data | made).source)[4:, 0]
+    )

@@ -1,0 +1,149 @@
+"""The epsilon of a run: in units of the cost, or by the entropy of its plan."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from eotjax import parallel
+from eotjax.build import planning
+from eotjax.errors import UserError
+from eotjax.transport import epsilon, sinkhorn, whole
+
+
+def clouds(scale=1.0, n=48):
+    rng = np.random.default_rng(0)
+    source, target = rng.standard_normal((2, n, 3), dtype=np.float32)
+    return scale * source, scale * (0.6 * target + 0.5)
+
+
+def described(source, target):
+    """epsilon -> the plan between two clouds, as scalars."""
+    cost = sinkhorn.half_squared_distance(jnp.asarray(source), jnp.asarray(target))
+
+    @jax.jit
+    def describe(epsilon):
+        solver = sinkhorn.Solver(epsilon, max_iterations=20_000)
+        found = sinkhorn.solve(cost, solver)
+        rows = sinkhorn.describe_rows(cost, found.g, epsilon)
+        return sinkhorn.describe(found, rows, solver)[1]
+
+    return describe, float(cost.mean())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("wanted", [0.1, 0.5, 0.9])
+def test_the_epsilon_found_has_the_entropy_wanted_in_any_units(wanted, scale):
+    describe, mean = described(*clouds(scale))
+    tried = []
+    found = epsilon.of_entropy(describe, wanted, mean=mean, report=tried.append)
+    assert float(describe(found).entropy) == pytest.approx(wanted, abs=0.01)
+    assert len(tried) == len(set(tried)) < 12
+    again = epsilon.of_entropy(describe, wanted, mean=mean, report=tried.append)
+    assert again == found
+
+
+def test_the_epsilon_grows_with_the_entropy_wanted():
+    describe, mean = described(*clouds())
+    found = [
+        epsilon.of_entropy(describe, wanted, mean=mean, report=str)
+        for wanted in (0.05, 0.2, 0.4, 0.8)
+    ]
+    assert np.all(np.diff(found) > 0)
+
+
+def test_an_entropy_that_no_solved_plan_has_is_refused():
+    cost_mean = described(*clouds())[1]
+    describe, _ = described(*clouds())
+
+    def unsolved(value):
+        return describe(value)._replace(converged=0.0)
+
+    with pytest.raises(UserError, match="does not converge; set"):
+        epsilon.of_entropy(unsolved, 0.1, mean=cost_mean, report=str)
+
+    def constant(value):
+        return describe(cost_mean)._replace(entropy=0.5)
+
+    for wanted, way in [(0.1, "higher"), (0.9, "lower")]:
+        with pytest.raises(UserError, match=f"still is 0.500; set .* {way}"):
+            epsilon.of_entropy(constant, wanted, mean=cost_mean, report=str)
+    with pytest.raises(UserError, match="all images are equal"):
+        epsilon.of_entropy(describe, 0.5, mean=0.0)
+
+
+def test_only_the_plan_that_is_kept_must_be_solved():
+    describe, mean = described(*clouds())
+    expected = epsilon.of_entropy(describe, 0.1, mean=mean, report=str)
+
+    def unsolved_below(value):
+        return describe(value)._replace(converged=float(value > 0.9 * expected))
+
+    found = epsilon.of_entropy(unsolved_below, 0.1, mean=mean, report=str)
+    assert found == expected
+
+
+@pytest.mark.parametrize("unit", ["mean", "std"])
+@pytest.mark.parametrize("method", ["entropic", "whole", "independent"])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_relative_epsilon_is_in_units_of_the_cost(vectors, unit, method, scale):
+    source, target = clouds(scale)
+    config = vectors(
+        coupling__epsilon=0.2, coupling__relative=unit, coupling__method=method
+    )
+    mesh = parallel.make_mesh()
+    cost = cdist(source, target, "sqeuclidean") / 2
+    sets = {"source": jnp.asarray(source), "target": jnp.asarray(target)}
+
+    def trials():
+        if method == "whole":
+            points = planning.all_points(config, cost.pixels, sets, mesh)
+            return planning.try_whole(
+                config, planning.costs(config, points, mesh), mesh
+            )
+        return planning.try_groups(
+            config, cost.pixels, [sets] * 64, (len(source), len(target)), mesh
+        )
+
+    found = planning.find_epsilon(config, trials)
+    # The batches' cost is a sample of the sets' cost.
+    exact = 1e-4 if method == "whole" else 0.1
+    assert found == pytest.approx(0.2 * getattr(np, unit)(cost), rel=exact)
+
+
+def test_a_given_epsilon_is_taken_without_trying_any_plan(vectors):
+    config = vectors(coupling__epsilon=0.2, coupling__relative="")
+    assert planning.find_epsilon(config, lambda: pytest.fail("tried")) == 0.2
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("dense_gib", [0, 1])
+@pytest.mark.parametrize("tau", [1.0, 0.9])
+def test_the_whole_plan_is_that_of_one_dense_solve(
+    monkeypatch, devices, dense_gib, tau
+):
+    monkeypatch.setattr(whole, "BLOCK_BYTES", 2**12)  # several blocks a device
+    source, target = map(jnp.asarray, clouds(n=301))
+    target = target[:200]
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    solver = sinkhorn.Solver(0.3, 1e-5, 5_000, tau, tau)
+    costs = whole.make_geometry(source, target, mesh=mesh, dense_gib=dense_gib)
+    assert costs.layout.blocks > 1 and costs.layout.missing > 0
+    assert (costs.target is None) == (dense_gib == 1)
+    found = whole.solve(costs, solver, mesh=mesh)
+    cost = sinkhorn.half_squared_distance(source, target)
+    expected = sinkhorn.solve(cost, solver)
+    rows = sinkhorn.describe_rows(cost, expected.g, solver.epsilon)
+    log_mass, stats = sinkhorn.describe(expected, rows, solver)
+    shift = found.f[0] - expected.f[0]  # the potentials' free constant
+    np.testing.assert_allclose(found.f - shift, expected.f, atol=1e-3)
+    np.testing.assert_allclose(found.g + shift, expected.g, atol=1e-3)
+    np.testing.assert_allclose(found.log_mass, log_mass, atol=1e-3)
+    assert found.stats.converged == 1
+    for name in ("entropy", "transport_cost", "independent_cost", "independent_std"):
+        np.testing.assert_allclose(
+            getattr(found.stats, name), getattr(stats, name), rtol=1e-3
+        )
+    np.testing.assert_allclose(found.stats.dropped_mass, stats.dropped_mass, atol=1e-3)
+    assert (stats.dropped_mass > 0.05) == (tau < 1)
