@@ -102,7 +102,9 @@ class Conv(nn.Module):
         bias = jnp.zeros(self.features)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+        x, kernel, bias = (
+            jnp.asarray(array, self.dtype) for array in (x, kernel, bias)
+        )
         return conv(x, kernel, bias, self.stride, self.padding)
 
 
