@@ -17,6 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import horse2zebra
+from eotjax import prepare
 from eotjax.data import images, sources
 from eotjax.evaluation import measures
 from eotjax.transport import sinkhorn

@@ -307,10 +307,10 @@ def test_every_key_in_the_text_is_one_that_there_is(page):
         name = re.match(r"(\w+)\.(\w+)(?= = |=|$)", code)
         if name is None or not isinstance(config.get(name[1]), ConfigDict):
             continue
-        module = ROOT / "eotjax" / f"{name[1]}.py"
         if name[2] in config[name[1]] or name[2] == "py":
             continue
-        if module.exists() and re.search(rf"\b{name[2]}\b", module.read_text()):
+        modules = (ROOT / "eotjax").rglob(f"{name[1]}.py")
+        if any(re.search(rf"\b{name[2]}\b", path.read_text()) for path in modules):
             continue
         unknown.append(code)
     assert unknown == []

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import eotjax
+from eotjax import export as command
 from eotjax import parallel, train
 from eotjax.artefact import export
 from eotjax.build import dataset, planning, wiring
@@ -239,9 +240,8 @@ def test_the_newest_state_of_a_stopped_run_can_be_exported(
     run = tmp_path / "run"
     interrupt(2)
     assert not train.train(smoke(), run)
-    command = ["export", f"--workdir={run}"]
-    monkeypatch.setattr(sys, "argv", command)
-    assert export.run() == 0
+    monkeypatch.setattr(sys, "argv", ["export", f"--workdir={run}"])
+    assert command.run() == 0
     assert f"exported step 2 to {run / 'newest'}" in capsys.readouterr().out
     state = final_state(smoke(), run)
     found = eotjax.load(run / "newest")
@@ -253,7 +253,7 @@ def test_the_newest_state_of_a_stopped_run_can_be_exported(
     jax.tree.map(np.testing.assert_array_equal, *states)
     monkeypatch.setattr(sys, "argv", ["export", f"--workdir={tmp_path / 'none'}"])
     with pytest.raises(UserError, match=r"none is no folder of a run"):
-        export.run()
+        command.run()
 
 
 def test_images_go_on_bit_for_bit_from_a_step_between_two_log_lines(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from eotjax import parallel
+from eotjax import parallel, prepare
 from eotjax.build import dataset, planning, wiring
 from eotjax.data import batch, sources
 from eotjax.errors import UserError

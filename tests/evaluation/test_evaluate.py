@@ -10,6 +10,7 @@ import scipy.linalg
 import scipy.spatial
 
 import eotjax
+from eotjax import evaluate as command
 from eotjax.build import dataset
 from eotjax.evaluation import evaluate, judge, measures
 from eotjax.transport import cost
@@ -235,7 +236,7 @@ def test_the_command_evaluates_with_another_solver_into_another_folder(
     arguments = ["--export", artefact, "--output", tmp_path / "out"]
     options = ["--solver", "ddim", "--steps", "1"]
     monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments), *options])
-    assert evaluate.run() == 0
+    assert command.run() == 0
     assert "independent" in capsys.readouterr().out
     assert (artefact / "evaluation.json").read_bytes() == before
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())["forward"]
@@ -304,4 +305,4 @@ def test_a_missing_file_of_weights_is_told_before_anything_is_loaded(
     arguments = ["evaluate", "--export", "nowhere", "--inception", "none.pth"]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(eotjax.UserError, match=r"no file none\.pth"):
-        evaluate.run()
+        command.run()

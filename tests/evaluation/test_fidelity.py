@@ -272,7 +272,7 @@ def test_without_torch_fidelity_the_extra_to_install_is_named(name, monkeypatch)
 
 
 def test_nothing_imports_torch_before_it_is_needed():
-    code = "import sys, eotjax.fidelity; assert 'torch' not in sys.modules"
+    code = "import sys, eotjax.evaluation.fidelity; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -53,7 +53,7 @@ def test_arrays_of_bfloat16_are_left_to_xla(found):
     assert found["bfloat16 arrays"] == "bfloat16"
 
 
-USE = "from eotjax import kernels; print(kernels.used())"
+USE = "from eotjax.networks import kernels; print(kernels.used())"
 
 
 def test_without_a_compiler_one_sentence_says_so_and_xla_computes(tmp_path):

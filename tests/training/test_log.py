@@ -12,7 +12,7 @@ from eotjax.training import log as logging
 def clock(monkeypatch):
     """A clock that moves on when told."""
     now = [0.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logging.time, "monotonic", lambda: now[0])
     return now
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist, pdist
 
-from eotjax import parallel, train
+from eotjax import parallel, prepare, train
 from eotjax.build import dataset, planning
 from eotjax.errors import UserError
 from eotjax.transport import cost

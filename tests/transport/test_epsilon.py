@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 from eotjax import parallel
 from eotjax.build import planning
 from eotjax.errors import UserError
+from eotjax.transport import cost as spaces
 from eotjax.transport import epsilon, sinkhorn, whole
 
 
@@ -98,12 +99,12 @@ def test_a_relative_epsilon_is_in_units_of_the_cost(vectors, unit, method, scale
 
     def trials():
         if method == "whole":
-            points = planning.all_points(config, cost.pixels, sets, mesh)
+            points = planning.all_points(config, spaces.pixels, sets, mesh)
             return planning.try_whole(
                 config, planning.costs(config, points, mesh), mesh
             )
         return planning.try_groups(
-            config, cost.pixels, [sets] * 64, (len(source), len(target)), mesh
+            config, spaces.pixels, [sets] * 64, (len(source), len(target)), mesh
         )
 
     found = planning.find_epsilon(config, trials)
