@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ EXACT = [
 ]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or os.uname().machine != "x86_64", reason="no such library"
+    sys.platform != "linux"
+    or os.uname().machine != "x86_64"
+    or shutil.which("g++") is None,
+    reason="needs Linux on x86-64 and g++",
 )
 
 
