@@ -17,7 +17,7 @@ def keep_memory() -> None:
     """Lets the process keep what it frees, for its next arrays; before JAX's threads.
 
     glibc gives large blocks back to the system, which then clears every page that the
-    next training step touches: on a CPU that takes as long as the step's arithmetic.
+    next training step touches: on a CPU a quarter of the step, docs/machines.md.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # of glibc alone
     if mallopt:
