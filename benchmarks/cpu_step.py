@@ -39,31 +39,14 @@ def main(_) -> None:
         ends = (jax.random.normal(key, (config.batch_size, *inner)) for key in keys)
         return Drawn(*ends, sinkhorn.no_stats(), held)
 
-    net = wiring.network(config, shape)
-    update = wiring.optimizer(config).update
-
-    def apply(params, inputs, t, label, key):
-        return net.apply(
-            {"params": params}, inputs, t, label, train=True, rngs={"dropout": key}
-        )
+    mesh = parallel.make_mesh()
+    layout = parallel.replicated(mesh)
 
     def compiled():
+        net = wiring.network(config, shape)
         params = net.init(jax.random.key(0), *wiring.inputs(config, shape))["params"]
-        state = step.init(params, update)
-        train_step = step.make_train_step(
-            pair=pair,
-            estimator=wiring.estimator(config, shape),
-            apply=apply,
-            optimizer=update,
-            ema_decay=config.optimizer.ema_decay,
-            seed=0,
-            both=config.estimator.direction == "both",
-        )
-        run = parallel.jit_step(
-            train_step,
-            parallel.make_mesh(),
-            parallel.replicated(parallel.make_mesh()),
-        )
+        state = step.init(params, wiring.optimizer(config).update)
+        run = parallel.jit_step(wiring.train_step(config, shape, pair), mesh, layout)
         return run.lower(state, jnp.zeros(())).compile(), state
 
     if not kernels.used():

@@ -132,8 +132,9 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     training = wiring.training(config, shape, resident, mesh, embed)
     sample = wiring.sampling(config, shape, mesh)
     run_folder.claim(workdir, asked, run_folder.of(config))
-    tell_parameters(training, workdir)
-    state = first_state(training, checkpoints, parallel.replicated(mesh))
+    abstract = jax.eval_shape(training.init)
+    tell_parameters(abstract.params, workdir)
+    state = first_state(training, abstract, checkpoints, parallel.replicated(mesh))
     if held is not None:
         state = state._replace(held=held)
         checkpoints.save(0, state)
@@ -154,10 +155,12 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 
 
 def first_state(
-    training: wiring.Training, checkpoints: Checkpoints, layout: NamedSharding
+    training: wiring.Training,
+    abstract: step.TrainState,
+    checkpoints: Checkpoints,
+    layout: NamedSharding,
 ) -> step.TrainState:
-    """The newest checkpoint's state, or a new one."""
-    abstract = jax.eval_shape(training.init)
+    """The newest checkpoint's state, of these shapes, or a new one."""
     if checkpoints.latest_step() is None:
         return training.init()
     state = checkpoints.restore(
@@ -169,9 +172,8 @@ def first_state(
     return state
 
 
-def tell_parameters(training: wiring.Training, workdir: Path) -> None:
+def tell_parameters(params: step.Params, workdir: Path) -> None:
     """Prints how many parameters each level has, and writes all into the folder."""
-    params = jax.eval_shape(training.init).params
     if parallel.is_leader():
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
         (workdir / "parameters.txt").write_text(table + "\n")

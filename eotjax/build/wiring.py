@@ -23,6 +23,7 @@ from eotjax.networks.mlp import MLP
 from eotjax.networks.unet import UNet
 from eotjax.training import refit, step
 from eotjax.transport import cost
+from eotjax.transport.pairing import Pairing
 
 NO_BFLOAT16 = ("T4", "V100", "P100", "GTX", "RTX 20")  # GPUs that compute it slowly
 
@@ -159,6 +160,28 @@ class Training(NamedTuple):
     step: Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]
 
 
+def train_step(
+    config: ConfigDict, shape: Shape, pair: Pairing
+) -> Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]:
+    """Wires the pure training step on the pairs that `pair` gives."""
+    net = network(config, shape)
+
+    def apply(params, inputs: Array, t: Array, label: Array, key: Array) -> Any:
+        return net.apply(
+            {"params": params}, inputs, t, label, train=True, rngs={"dropout": key}
+        )
+
+    return step.make_train_step(
+        pair=pair,
+        estimator=estimator(config, shape),
+        apply=apply,
+        optimizer=optimizer(config).update,
+        ema_decay=config.optimizer.ema_decay,
+        seed=config.seed,
+        both=config.estimator.direction == "both",
+    )
+
+
 def training(
     config: ConfigDict,
     shape: Shape,
@@ -177,7 +200,6 @@ def training(
     """
     assert not config.coupling.relative and not config.coupling.entropy
     net = network(config, shape)
-    estimate = estimator(config, shape)
     update = optimizer(config).update
 
     def init() -> step.TrainState:
@@ -189,24 +211,11 @@ def training(
             makes_pairs=config.refit.after > 0,
         )
 
-    def apply(params, inputs: Array, t: Array, label: Array, key: Array) -> Any:
-        return net.apply(
-            {"params": params}, inputs, t, label, train=True, rngs={"dropout": key}
-        )
-
-    train_step = step.make_train_step(
-        pair=planning.pair(config, embed, planning.solver(config), lengths, mesh),
-        estimator=estimate,
-        apply=apply,
-        optimizer=update,
-        ema_decay=config.optimizer.ema_decay,
-        seed=config.seed,
-        both=config.estimator.direction == "both",
-    )
+    pair = planning.pair(config, embed, planning.solver(config), lengths, mesh)
     layout = parallel.replicated(mesh) if lengths else parallel.split(mesh)
     return Training(
         jax.jit(init, out_shardings=parallel.replicated(mesh)),
-        parallel.jit_step(train_step, mesh, layout),
+        parallel.jit_step(train_step(config, shape, pair), mesh, layout),
     )
 
 

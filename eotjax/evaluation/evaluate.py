@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from eotjax import parallel
 from eotjax.artefact.translator import Translator
-from eotjax.data import images
+from eotjax.data import images, sources
 from eotjax.data.sources import DataSet
 from eotjax.evaluation import known_plan_report, measures
 from eotjax.evaluation.judge import Judge, Weights, turned
@@ -67,8 +67,7 @@ def overview(count: int, *rows: np.ndarray) -> np.ndarray:
       count: at most so many.
       *rows: uint8 [n, h, w, c]: sources, their translations, and more.
     """
-    n = len(rows[0])
-    chosen = np.linspace(0, n - 1, min(count, n)).astype(int)
+    chosen = sources.evenly(len(rows[0]), count)
     zoom = max(64 // rows[0].shape[1], 1)
     return images.grid([row[chosen] for row in rows], zoom=zoom)
 

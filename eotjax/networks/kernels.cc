@@ -5,9 +5,11 @@
 // is made for every problem, and kept.
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -44,9 +46,8 @@ struct Made {
 
 // Runs the primitive of `key`, made if it is the first time. One runs at a time: each
 // uses all threads, and they share the memory that arguments are brought over in.
-template <typename Make>
-ffi::Error Run(std::vector<int64_t> key, Make make, const std::vector<void*>& inputs,
-               const std::vector<void*>& outputs) {
+ffi::Error Run(std::vector<int64_t> key, const std::function<Made()>& make,
+               const std::vector<void*>& inputs, const std::vector<void*>& outputs) {
   static std::mutex turn;
   static std::map<std::vector<int64_t>, Made> all;
   static std::map<size_t, std::vector<char>> room;
@@ -118,12 +119,10 @@ struct Convolution {
   memory::desc AnyKernel(memory::data_type t) const { return {kernel, t, tag::any}; }
   memory::desc Bias() const { return {{target[1]}, kFloat32, tag::a}; }
 
-  dnnl::convolution_forward::primitive_desc Forward(memory::data_type kernel_type,
-                                                    memory::data_type source_type,
-                                                    memory::data_type target_type) const {
+  dnnl::convolution_forward::primitive_desc Forward(memory::data_type target_type) const {
     return {Cpu(), dnnl::prop_kind::forward_training,
-            dnnl::algorithm::convolution_direct, Source(source_type),
-            AnyKernel(kernel_type), Bias(), Target(target_type), stride, low, high};
+            dnnl::algorithm::convolution_direct, Source(type), AnyKernel(type), Bias(),
+            Target(target_type), stride, low, high};
   }
 };
 
@@ -133,7 +132,7 @@ ffi::Error Forward(Span stride, Span padding, bool rounded, Array source, Array 
   const Convolution c(source.dimensions(), kernel.dimensions(), target->dimensions(),
                       stride, padding, rounded);
   auto make = [&]() -> Made {
-    auto forward = c.Forward(c.type, c.type, kFloat32);
+    auto forward = c.Forward(kFloat32);
     return {dnnl::convolution_forward(forward),
             {{DNNL_ARG_SRC, c.Source(kFloat32), c.Source(c.type)},
              {DNNL_ARG_WEIGHTS, c.Kernel(), forward.weights_desc()},
@@ -154,7 +153,7 @@ ffi::Error ToInput(Span stride, Span padding, bool rounded, Array target, Array 
     dnnl::convolution_backward_data::primitive_desc backward(
         Cpu(), dnnl::algorithm::convolution_direct, c.Source(kFloat32),
         c.AnyKernel(c.type), c.Target(c.type), c.stride, c.low, c.high,
-        c.Forward(c.type, c.type, c.type));
+        c.Forward(c.type));
     return {dnnl::convolution_backward_data(backward),
             {{DNNL_ARG_DIFF_DST, c.Target(kFloat32), c.Target(c.type)},
              {DNNL_ARG_WEIGHTS, c.Kernel(), backward.weights_desc()}},
@@ -173,7 +172,7 @@ ffi::Error ToKernel(Span stride, Span padding, bool rounded, Array source, Array
     dnnl::convolution_backward_weights::primitive_desc backward(
         Cpu(), dnnl::algorithm::convolution_direct, c.Source(c.type),
         c.AnyKernel(kFloat32), c.Bias(), c.Target(c.type), c.stride, c.low, c.high,
-        c.Forward(c.type, c.type, c.type));
+        c.Forward(c.type));
     return {dnnl::convolution_backward_weights(backward),
             {{DNNL_ARG_SRC, c.Source(kFloat32), c.Source(c.type)},
              {DNNL_ARG_DIFF_DST, c.Target(kFloat32), c.Target(c.type)}},
