@@ -234,7 +234,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(EotjaxProduct, Product,
                                   .Arg<Array>()
                                   .Ret<Array>());
 
-// Whether the CPU multiplies matrices of bfloat16 in hardware (AMX).
-extern "C" bool EotjaxHasAmx() {
-  return dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core_amx;
+// Whether the CPU has instructions that multiply bfloat16: AVX-512 BF16, or AMX.
+extern "C" bool EotjaxMultipliesBfloat16() {
+  return dnnl::get_effective_cpu_isa() >= dnnl::cpu_isa::avx512_core_bf16;
 }

@@ -1,8 +1,8 @@
 """Convolutions and matrix products, on a CPU by oneDNN where it is installed.
 
 XLA's own convolutions are several times slower on CPUs, and it does not use their
-matrix units (AMX), which multiply bfloat16 ten times as fast. The extra `cpu` brings
-the library; kernels.cc, which hands it XLA's buffers, is compiled at the first use. On
+instructions for bfloat16, which are twice as fast (AVX-512 BF16) or ten times (AMX).
+The extra `cpu` brings the library; kernels.cc, which hands it XLA's buffers, is compiled at the first use. On
 one CPU device, and there alone; elsewhere, and in `portable`, XLA's are used.
 """
 
@@ -59,7 +59,7 @@ def rounded() -> bool:
     library = _library()
     assert library is not None
     asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return bool(library.EotjaxHasAmx()) and asked is None
+    return bool(library.EotjaxMultipliesBfloat16()) and asked is None
 
 
 def conv(
@@ -223,7 +223,7 @@ def _library() -> ctypes.CDLL | None:
         jax.ffi.register_ffi_target(
             f"eotjax_{name}", jax.ffi.pycapsule(handler), platform="cpu"
         )
-    library.EotjaxHasAmx.restype = ctypes.c_bool
+    library.EotjaxMultipliesBfloat16.restype = ctypes.c_bool
     return library
 
 
