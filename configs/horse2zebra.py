@@ -56,11 +56,11 @@ def photographs(c) -> None:
     c.estimator.name = "bridge"
     c.estimator.prediction = "data"
     c.estimator.epsilon = 1.0
+    c.estimator.smoothing = 0.125  # as photographs have less of the fine than of it all
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
-    c.refit.after = 1_500
-    c.refit.every = 1_000
-    c.refit.steps = 10
+    c.refit.after = c.refit.every = 1_500
+    c.refit.steps = 6
 
     c.model.patch = 2
     c.model.width = 64
@@ -73,8 +73,8 @@ def photographs(c) -> None:
     c.optimizer.warmup_steps = 100
 
     c.sampling.steps = 25
-    c.sampling.guidance = 1.25
-    c.sampling.temperature = 0.4
+    c.sampling.guidance = 1.5
+    c.sampling.temperature = 0.5
     c.sampling.batch_size = 16
 
 
@@ -85,6 +85,7 @@ def conditional(name: str):
         default.estimator(name)(c)
         c.estimator.direction = "forward"
         c.refit.after = 0
+        c.estimator.smoothing = 0.0
         c.sampling.guidance = c.sampling.temperature = 1.0
         c.sampling.steps = 50
 

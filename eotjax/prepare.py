@@ -105,7 +105,6 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
-    checks.check_shape(config, shape)
     trained = splits
     if space is not None:
         trained, space = encoding.encoded(config, splits, space)
@@ -118,13 +117,25 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     on_device = device_data(config, trained, embed, mesh) if resident else None
     known = run_folder.plan(workdir)
     batches = partial(batches_from, config, trained, on_device, mesh)
-    config = resolve(config, known, batches, resident, embed, mesh)
+    sets = None
+    if config.coupling.method == "whole":
+        assert on_device is not None  # checked with the data
+        sets = planning.WholeSets(config, on_device, mesh)
+
+    def trials() -> planning.Trials:
+        if sets is not None:
+            return sets.trials()
+        first = list(itertools.islice(batches(0), planning.CALIBRATION_STEPS))
+        return planning.try_groups(config, embed, first, resident, mesh)
+
+    epsilon = known.epsilon or planning.find_epsilon(config, trials)
+    print(f"epsilon: {epsilon:.4g} in units of |x - y|^2 / 2")
+    config = planning.with_epsilon(config, epsilon)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     held = None
-    if config.coupling.method == "whole" and checkpoints.latest_step() is None:
-        assert on_device is not None  # checked with the data
-        held = whole_plan(config, on_device, mesh)
+    if sets is not None and checkpoints.latest_step() is None:
+        held = whole_plan(config, sets)
     if wiring.needs_moments(config):
         config.estimator.moments = known.moments or measure_moments(
             config, held, batches(0), resident, embed, mesh
@@ -207,36 +218,14 @@ def device_data(
     return whole
 
 
-def resolve(
-    config: ConfigDict,
-    known: run_folder.Plan,
-    batches: Callable[[int], Iterator[step.Data]],
-    lengths: tuple[int, int] | None,
-    embed: cost.Embed,
-    mesh: Mesh,
-) -> ConfigDict:
-    """The config with its epsilon in units of the cost: the run's, or found now."""
-
-    def trials() -> planning.Trials:
-        if config.coupling.method == "whole":
-            costs = planning.costs(config, next(batches(0)), mesh)
-            return planning.try_whole(config, costs, mesh)
-        first = list(itertools.islice(batches(0), planning.CALIBRATION_STEPS))
-        return planning.try_groups(config, embed, first, lengths, mesh)
-
-    epsilon = known.epsilon or planning.find_epsilon(config, trials)
-    print(f"epsilon: {epsilon:.4g} in units of |x - y|^2 / 2")
-    return planning.with_epsilon(config, epsilon)
-
-
-def whole_plan(config: ConfigDict, sets: step.Data, mesh: Mesh) -> whole.Plan:
+def whole_plan(config: ConfigDict, sets: planning.WholeSets) -> whole.Plan:
     """The plan between the whole training sets, solved.
 
     Raises:
       UserError: it did not come near enough to its marginals.
     """
-    settings, start = planning.solver(config), time.monotonic()
-    found = whole.solve(planning.costs(config, sets, mesh), settings, mesh=mesh)
+    start = time.monotonic()
+    found = sets.plan(config.coupling.epsilon)
     stats = jax.device_get(found.stats)
     print(
         f"the whole plan: {stats.iterations:.0f} iterations in "

@@ -3,6 +3,8 @@
 import contextlib
 import itertools
 import shutil
+import types
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,25 +34,41 @@ class Viewer(NamedTuple):
       writer: of scores and pictures.
       weights: what the judge measures by.
       best: the best step so far; None where there is nothing to choose it by.
+      scored: steps that were before the run was interrupted.
     """
 
     run: Run
     writer: logging.Writer
     weights: judge.Weights
     best: Best | None
+    scored: Collection[int]
 
-    def show(self, state: step.TrainState) -> None:
-        """Shows some translations, and keeps the parameters if they are the best."""
+    def show(
+        self,
+        state: step.TrainState,
+        known: judge.Translations = types.MappingProxyType({}),
+    ) -> None:
+        """Shows some translations, and keeps the parameters if they are the best.
+
+        Args:
+          state: whose averaged parameters translate.
+          known: the test sources' translations, where they are made already.
+        """
         run, translator, done = self.run, self.run.translator(state), int(state.step)
-        if self.best is not None:
+        if self.best is not None and done not in self.scored:
             score = self.best.offer(
-                translator, lambda: run.export(state, run.workdir / "best")
+                translator, known, lambda: run.export(state, run.workdir / "best")
             )
             self.writer.scalars(done, {self.weights.score: score}, logging.SCORES)
         if len(run.shape) == 1:
             return
         sources = run.splits.test_source[: run.config.sampling.grid]
-        picture = evaluate.overview(len(sources), sources, translator(sources))
+        translated = (
+            images.to_uint8(known["forward"][: len(sources)])
+            if known
+            else translator(sources)
+        )
+        picture = evaluate.overview(len(sources), sources, translated)
         if parallel.is_leader():
             path = run.workdir / "samples" / f"step_{done:07d}.png"
             path.parent.mkdir(exist_ok=True)
@@ -68,17 +86,18 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
       UserError: something about the config, the data or the workdir is wrong.
     """
     run = prepare.prepare(config, Path(workdir).absolute())
-    with (
-        Interruption() as interruption,
-        contextlib.closing(run.checkpoints),  # also where the run fails
-        contextlib.closing(writer_of(run)) as writer,
-    ):
-        state = loop(run, interruption, log_of(run, writer), viewer_of(run, writer))
-    if int(state.step) < run.config.steps:
-        print(f"stopped at step {int(state.step)}; the same command goes on from there")
-        return False
-    finish(run, state)
-    return True
+    with contextlib.closing(writer_of(run)) as writer:
+        viewer = viewer_of(run, writer)
+        with (
+            Interruption() as interruption,
+            contextlib.closing(run.checkpoints),  # also where the run fails
+        ):
+            state = loop(run, interruption, log_of(run, writer), viewer)
+        if int(state.step) == run.config.steps:
+            finish(run, state, viewer)
+            return True
+    print(f"stopped at step {int(state.step)}; the same command goes on from there")
+    return False
 
 
 def writer_of(run: Run) -> logging.Writer:
@@ -104,11 +123,11 @@ def log_of(run: Run, writer: logging.Writer) -> logging.Log:
 def viewer_of(run: Run, writer: logging.Writer) -> Viewer:
     """Looks at a run's translations."""
     best, weights = None, judge.Weights.of(run.config)
+    before = logging.history(run.workdir / logging.SCORES, weights.score)
     if run.config.data.kind != "known_plan" and min(map(len, run.splits[2:4])) > 1:
         score = judge.selection(run.translator(run.state), run.splits, weights)
-        before = logging.history(run.workdir / logging.SCORES, weights.score)
         best = Best(score, before.values())
-    return Viewer(run, writer, weights, best)
+    return Viewer(run, writer, weights, best, before)
 
 
 def loop(
@@ -138,7 +157,7 @@ def loop(
         log.add(done, values)
         last = done == config.steps
         stop = interruption.agreed(done) and not last
-        if (done % config.sample_every == 0 or last) and not stop:
+        if done % config.sample_every == 0 and not last and not stop:
             log.flush()
             with log.aside():
                 viewer.show(state)
@@ -151,12 +170,15 @@ def loop(
     return state
 
 
-def finish(run: Run, state: step.TrainState) -> None:
-    """Exports the last state and evaluates it, and the best one."""
-    folder, weights = run.workdir / "export", judge.Weights.of(run.config)
+def finish(run: Run, state: step.TrainState, viewer: Viewer) -> None:
+    """Exports the last state, evaluates and shows it, and the best one."""
+    folder = run.workdir / "export"
     run.export(state, folder)
     print(f"exported step {run.config.steps} to {folder}")
-    evaluate.report(run.translator(state), run.splits, folder, weights=weights)
+    translated = evaluate.report(
+        run.translator(state), run.splits, folder, weights=viewer.weights
+    )
+    viewer.show(state, translated)
     if parallel.is_leader():
         card.write(folder)
     if (run.workdir / "best" / "config.json").exists():

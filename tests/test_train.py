@@ -17,6 +17,7 @@ import eotjax
 from eotjax import export as command
 from eotjax import parallel, train
 from eotjax.artefact import export
+from eotjax.artefact.translator import Translator
 from eotjax.build import dataset, planning, wiring
 from eotjax.errors import UserError
 from eotjax.evaluation import judge
@@ -100,7 +101,7 @@ def test_a_run_keeps_its_best_step(trained, smoke):
 
 def test_the_best_step_is_the_one_of_the_lowest_score(smoke, tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0])
-    monkeypatch.setattr(judge, "selection", lambda *_: lambda translator: next(values))
+    monkeypatch.setattr(judge, "selection", lambda *_: lambda *_: next(values))
     assert train.train(smoke(steps=6, sample_every=2), tmp_path)
     assert [line["frechet"] for line in lines(tmp_path, "scores")] == [3.0, 1.0, 2.0]
     steps = [export.describe(tmp_path / name)["step"] for name in ("best", "export")]
@@ -108,6 +109,17 @@ def test_the_best_step_is_the_one_of_the_lowest_score(smoke, tmp_path, monkeypat
     for name in ("best", "export"):
         assert (tmp_path / name / "evaluation.json").exists()
         assert "# digits" in (tmp_path / name / "README.md").read_text()
+
+
+def test_the_last_step_translates_its_test_images_once(smoke, tmp_path, monkeypatch):
+    asked, call = [], Translator.__call__
+    monkeypatch.setattr(
+        Translator,
+        "__call__",
+        lambda self, x, **rest: asked.append(len(x)) or call(self, x, **rest),
+    )
+    assert train.train(smoke(), tmp_path)
+    assert asked == [len(dataset.load(smoke()).test_source)]
 
 
 def test_a_step_that_no_device_can_hold_is_refused_before_it_is_run(

@@ -15,9 +15,10 @@ from PIL import Image
 
 import eotjax
 from eotjax import translate
+from eotjax.artefact import folder
+from eotjax.artefact.folder import translate_files
 from eotjax.data import images
 from eotjax.errors import UserError
-from eotjax.translate import translate_files
 
 RNG = np.random.default_rng(0)
 PHOTOS = ROOT.parent / "shared" / "data" / "photo2monet_256" / "testA"
@@ -603,7 +604,7 @@ def test_no_more_is_decoded_ahead_than_told():
         return -item
 
     with ThreadPoolExecutor(3) as pool:
-        results = translate._ahead(pool, begin, list(range(100)), 3)
+        results = folder._ahead(pool, begin, list(range(100)), 3)
         assert next(results) == (0, 0)
         assert enough.wait(60)
     # The pool has ended with what it was given: the first item, and three ahead of it.
@@ -612,7 +613,7 @@ def test_no_more_is_decoded_ahead_than_told():
 
 def test_items_keep_their_order_and_their_results():
     with ThreadPoolExecutor(4) as pool:
-        found = list(translate._ahead(pool, lambda x: x * x, list(range(50)), 7))
+        found = list(folder._ahead(pool, lambda x: x * x, list(range(50)), 7))
     assert found == [(x, x * x) for x in range(50)]
 
 

@@ -25,7 +25,7 @@ from eotjax.errors import UserError, require
 from eotjax.networks import latents
 from eotjax.training import checkpoint
 
-FORMAT = 4
+FORMAT = 5
 SPACE = "autoencoder.npz"
 CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
 
@@ -125,8 +125,9 @@ def describe(path: str | Path) -> dict:
         if version == 2:
             version, description = 3, _upgraded(description)
         if version == 3 and description["config"]["model"]["patch"] == 1:
-            version = FORMAT  # which only refines what patches give
-            description = {**description, "format": FORMAT}
+            version = 4  # which only refines what patches give
+        if version == 4:
+            version, description = FORMAT, _with_white_noise(description)
         if version == FORMAT:
             missing = set(CONTENTS) - set(description)
             if missing:
@@ -142,6 +143,13 @@ def describe(path: str | Path) -> dict:
             "that wrote it."
         )
     return description
+
+
+def _with_white_noise(description: dict) -> dict:
+    """A description of format 4, whose bridges knew no other, as one of the next."""
+    config = dict(description["config"])
+    config["estimator"] = {**config["estimator"], "smoothing": 0.0}
+    return {**description, "format": FORMAT, "config": config}
 
 
 def _upgraded(description: dict) -> dict:

@@ -78,6 +78,16 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         c.estimator.epsilon >= 0,
         f"estimator.epsilon is {c.estimator.epsilon}; it must not be negative.",
     )
+    require(
+        0 <= c.estimator.smoothing < 0.25,
+        f"estimator.smoothing is {c.estimator.smoothing}; it must be in 0 to 0.25, "
+        "0.25 excluded.",
+    )
+    require(
+        not c.estimator.smoothing or c.estimator.name == "bridge",
+        "only a bridge has smooth noise; set estimator.smoothing = 0 or "
+        "estimator.name = 'bridge'.",
+    )
     choose(
         dict.fromkeys(("forward", "both")), c.estimator.direction, "estimator.direction"
     )
@@ -232,6 +242,11 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
     pooled = config.coupling.cost == "pooled"
     if len(shape) == 1:
         require(not pooled, "vectors cannot be pooled; choose another coupling.cost.")
+        require(
+            not config.estimator.smoothing,
+            "vectors have no neighbours to be smooth over; set estimator.smoothing = "
+            "0.",
+        )
         return
     factor = factor_of(config)
     what = f"images of {shape[0]}x{shape[1]}"

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from eotjax.build.checks import Shape, check_arrays
+from eotjax.build.checks import Shape, check_arrays, check_shape
 from eotjax.data import batch, images, sources
-from eotjax.data.sources import DataSet, Four
+from eotjax.data.sources import DataSet, Domain, Four
 from eotjax.errors import UserError, choose
 from eotjax.transport import known_plan
 from eotjax.transport.known_plan import KnownPlan
@@ -51,6 +51,7 @@ def load(config: ConfigDict) -> DataSet:
     sources.check_not_empty(splits, names)
     if isinstance(splits.train_source, np.ndarray):
         check_arrays(config, splits.train_source)
+    check_shape(config, sample_shape(config, splits))  # before minutes of decoding
 
     sides = [
         cut(splits[side], splits[2 + side], c.validation, names[side::2])
@@ -214,7 +215,7 @@ def tint_test(grey: np.ndarray, number: np.ndarray | None = None) -> np.ndarray:
     return images.to_uint8(np.asarray(tinted))
 
 
-def sample_shape(config: ConfigDict, splits: DataSet) -> Shape:
+def sample_shape(config: ConfigDict, splits: Four[Domain] | DataSet) -> Shape:
     """The shape of one image or vector, as the network sees it."""
     if isinstance(splits.train_source, np.ndarray) and splits.train_source.ndim == 2:
         return splits.train_source.shape[1:]

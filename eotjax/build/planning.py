@@ -1,7 +1,7 @@
 """Turns a config into its plans: their epsilon, their cost, where pairs come from."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -201,14 +201,38 @@ def all_points(config: ConfigDict, embed: cost.Embed, sets: Data, mesh: Mesh) ->
     return whole()
 
 
-def costs(config: ConfigDict, sets: Data, mesh: Mesh) -> RowBlocks:
-    """The cost between the whole training sets."""
-    return whole.make_geometry(
-        sets["source_points"],
-        sets["target_points"],
-        mesh=mesh,
-        dense_gib=config.coupling.dense_gib,
-    )
+class WholeSets:
+    """Plans between the whole training sets, each solved from the last one on."""
+
+    def __init__(self, config: ConfigDict, sets: Data, mesh: Mesh):
+        """Args: sets: with their points, from `all_points`. mesh: of all devices."""
+        self._config, self._sets, self._mesh = config, sets, mesh
+        self._last: Plan | None = None
+
+    @cached_property
+    def costs(self) -> RowBlocks:
+        """Between all points of both sets."""
+        return whole.make_geometry(
+            self._sets["source_points"],
+            self._sets["target_points"],
+            mesh=self._mesh,
+            dense_gib=self._config.coupling.dense_gib,
+        )
+
+    def plan(self, epsilon: float) -> Plan:
+        """The plan of an epsilon, in units of the cost."""
+        settings = solver(self._config, epsilon)
+        self._last = whole.solve(
+            self.costs, settings, mesh=self._mesh, start=self._last
+        )
+        return self._last
+
+    def trials(self) -> "Trials":
+        """What its plans are like."""
+        return Trials(
+            independent=lambda: whole.independent_stats(self.costs, self._mesh),
+            entropic=lambda epsilon: self.plan(epsilon).stats,
+        )
 
 
 class Trials(NamedTuple):
@@ -249,19 +273,6 @@ def try_groups(
         independent=lambda: mean_stats("independent", 1.0),
         entropic=partial(mean_stats, "entropic"),
     )
-
-
-def try_whole(config: ConfigDict, costs: RowBlocks, mesh: Mesh) -> Trials:
-    """The plan of the whole sets, each begun from the last."""
-    last: list[Plan] = []
-
-    def describe(epsilon: float) -> PlanStats:
-        start = last.pop() if last else None
-        found = whole.solve(costs, solver(config, epsilon), mesh=mesh, start=start)
-        last.append(found)
-        return found.stats
-
-    return Trials(partial(whole.independent_stats, costs, mesh), describe)
 
 
 def find_epsilon(config: ConfigDict, trials: Callable[[], Trials]) -> float:

@@ -6,6 +6,10 @@ source). The network sees (x_t, t) only and learns E[y | x_t], so that the proce
 defines is Markov. Where the plan is the entropic one of the same epsilon, that process
 is the Schroedinger bridge, and its two ends have the plan's law (Shi et al. 2023,
 arXiv 2303.16852, proposition 2 and theorem 8).
+
+The noise may be smooth: z = K white noise, K mixing neighbours. All of this holds of
+that process too, whose plan is the entropic one of the cost |K^-1 (x - y)|^2 / 2: fine
+detail is dear to change, and much of it passes through.
 """
 
 import dataclasses
@@ -21,22 +25,26 @@ from eotjax.diffusion.conditional import Example, Label, Network, expand
 from eotjax.diffusion.sampler import Image, Keys, Solver, Step, Time, Times
 
 
-def ancestral(epsilon: float, temperature: float = 1.0) -> Step:
+def _noise(keys: Keys, like: Image, smoothing: float) -> Image:
+    return sampler.smooth(sampler.normal(keys, like.shape[1:]), smoothing)
+
+
+def ancestral(epsilon: float, temperature: float = 1.0, smoothing: float = 0.0) -> Step:
     """A draw from the Brownian bridge from x_t to y = denoise(x_t), at time s.
 
-    Its noise is multiplied by `temperature`.
+    Its noise is multiplied by `temperature`, and smooth as the process's.
     """
 
     def step(denoise, keys, x_t, past, t, s):
         y, share = denoise(x_t, t), (s - t) / (1 - t)
         deviation = temperature * jnp.sqrt(epsilon * share * (1 - s))
-        noise = deviation * sampler.normal(keys, x_t.shape[1:])
+        noise = deviation * _noise(keys, x_t, smoothing)
         return x_t + share * (y - x_t) + noise, y
 
     return step
 
 
-def ddim(epsilon: float, temperature: float = 1.0) -> Step:
+def ddim(epsilon: float, temperature: float = 1.0, smoothing: float = 0.0) -> Step:
     """The point of the bridge from the source to y = denoise(x_t), of the same noise.
 
     x_t = (1 - t) x + t y + sqrt(epsilon t (1 - t)) z keeps its z, drawn in the first
@@ -47,17 +55,22 @@ def ddim(epsilon: float, temperature: float = 1.0) -> Step:
 
     def step(denoise, keys, x_t, past, t, s):
         y = denoise(x_t, t)
-        deviation = temperature * jnp.sqrt(epsilon)
-        fresh = deviation * sampler.normal(keys, x_t.shape[1:])
-        spread = jnp.sqrt(t * (1 - t))
-        rest = x_t - (1 - t) * past.start - t * y
-        noise = jnp.where(t > 0, rest / jnp.where(t > 0, spread, 1), fresh)
+
+        def kept() -> Image:
+            rest = x_t - (1 - t) * past.start - t * y
+            return rest / jnp.sqrt(t * (1 - t))
+
+        def drawn() -> Image:
+            deviation = temperature * jnp.sqrt(epsilon)
+            return deviation * _noise(keys, x_t, smoothing)
+
+        noise = jax.lax.cond(t > 0, kept, drawn)
         return (1 - s) * past.start + s * y + jnp.sqrt(s * (1 - s)) * noise, y
 
     return step
 
 
-def heun(epsilon: float, temperature: float = 1.0) -> Step:
+def heun(epsilon: float, temperature: float = 1.0, smoothing: float = 0.0) -> Step:
     """Stochastic Heun for dx = u dt + sqrt(epsilon) dw, u = (E[y | x] - x) / (1 - t).
 
     The drift is averaged over both ends of the step, at two evaluations: of weak order
@@ -67,7 +80,7 @@ def heun(epsilon: float, temperature: float = 1.0) -> Step:
     def step(denoise, keys, x_t, past, t, s):
         h, y = s - t, denoise(x_t, t)
         deviation = temperature * jnp.sqrt(epsilon * h)
-        noise = deviation * sampler.normal(keys, x_t.shape[1:])
+        noise = deviation * _noise(keys, x_t, smoothing)
         first = (y - x_t) / (1 - t)
         ahead = x_t + h * first + noise
         # At t = 1 the quotient is 0 / 0; the drift itself has a limit.
@@ -145,6 +158,8 @@ class Bridge:
     Attributes:
       epsilon: variance of the Brownian motion over unit time, in every coordinate: a
         pixel's noise is largest half-way, of variance epsilon / 4.
+      smoothing: share of each neighbour in the noise of images, see `sampler.smooth`;
+        epsilon is then the variance before it.
       moments: of the pairs, for a network that predicts clean data; None for one that
         predicts the drift.
       bound: keep predicted targets in [-bound, bound]: 1 for images.
@@ -156,6 +171,7 @@ class Bridge:
     """
 
     epsilon: float
+    smoothing: float = 0.0
     moments: PairMoments | None = None
     bound: float = math.inf
     guidance: float = 1.0
@@ -171,7 +187,8 @@ class Bridge:
         their steps are of first order: in all they converge at an order of about 1.6.
         """
         random, fixed, second = (
-            method(self.epsilon, self.temperature) for method in (ancestral, ddim, heun)
+            method(self.epsilon, self.temperature, self.smoothing)
+            for method in (ancestral, ddim, heun)
         )
         return {
             "ancestral": Solver(random, denser_to_the_end),
@@ -201,7 +218,7 @@ class Bridge:
         finite at t = 1.
         """
         at = expand(t, target)
-        noise = jax.random.normal(key, target.shape)
+        noise = sampler.smooth(jax.random.normal(key, target.shape), self.smoothing)
         spread = jnp.sqrt(self.epsilon * at)
         x_t = (1 - at) * source + at * target + spread * jnp.sqrt(1 - at) * noise
         skip, keep, out, scale = self._precondition(at)
@@ -243,6 +260,7 @@ class Bridge:
         return sampler.integrate(step, keys, sampler.begin(source, times), times)[0]
 
     def _precondition(self, t: Array) -> Preconditioning:
+        variance = self.epsilon * sampler.smoothed_variance(self.smoothing)
         if self.moments is None:
-            return drift(self.epsilon, t)
-        return clean_data(self.epsilon, self.moments, t)
+            return drift(variance, t)
+        return clean_data(variance, self.moments, t)

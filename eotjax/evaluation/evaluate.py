@@ -104,7 +104,7 @@ def report(
     *,
     directions: tuple[str, ...] | None = None,
     weights: Weights | None = None,
-) -> None:
+) -> dict[str, np.ndarray]:
     """Prints the tables; writes evaluation.json and pictures into `folder`.
 
     Args:
@@ -114,16 +114,20 @@ def report(
         training targets) and ranked.png; those backward end in _backward.
       directions: all that were trained where None.
       weights: of the networks that measure; None for none.
+
+    Returns:
+      The translated test sources of each direction; none of known plans.
     """
-    folder, results = Path(folder), {}
+    folder, results, translations = Path(folder), {}, {}
     if translator.config.data.kind == "known_plan":
         results["forward"] = known_plan_report.evaluate(translator, splits)
         _print("forward", results)
         _write(folder, results)
-        return
+        return {}
     for direction in directions or translator.directions:
         found = evaluate(translator, splits, direction=direction, weights=weights)
         results[direction] = found.result
+        translations[direction] = found.translated
         _print(direction, results)
         if len(translator.shape) == 3 and parallel.is_leader():
             ending = "" if direction == "forward" else f"_{direction}"
@@ -141,6 +145,7 @@ def report(
                 images.write(path, picture)
                 print(f"wrote {path}")
     _write(folder, results)
+    return translations
 
 
 def _print(direction: str, results: dict) -> None:

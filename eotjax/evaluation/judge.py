@@ -1,7 +1,7 @@
 """What translations are measured by, of either direction."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +19,8 @@ from eotjax.transport import cost
 
 PCA_IMAGES = 512  # training targets that the principal components are fitted on
 SELECTION = 256  # test images that the best step is chosen by
+
+Translations = Mapping[str, np.ndarray]  # of all test sources, by direction
 
 
 def turned(splits: DataSet, direction: str) -> DataSet:
@@ -242,13 +244,15 @@ class Judge:
 def selection(
     translator: Translator, splits: DataSet, weights: Weights
 ) -> Callable[..., float]:
-    """Builds score(translator): the distance that the best step is chosen by.
+    """Builds score(translator, known): the distance that the best step is chosen by.
 
     Of at most 256 validation images of each side (of test images, where there are no
-    such), the mean over the trained directions.
+    such), the mean over the trained directions. `known` are translations of all test
+    sources by direction, of a translator that has translated them already.
     """
     sides = (splits.valid_source, splits.valid_target)
-    if not len(sides[0]):
+    validated = len(sides[0]) > 0
+    if not validated:
         sides = (splits.test_source, splits.test_target)
     source, target = (sources.sample(x, SELECTION) for x in sides)
     few = splits._replace(test_source=source, test_target=target)
@@ -256,9 +260,14 @@ def selection(
         way: Judge(translator, few, way, weights) for way in translator.directions
     }
 
-    def score(translator: Translator) -> float:
+    def translated(translator: Translator, way: str, known: Translations) -> np.ndarray:
+        if validated or way not in known:
+            return translator(judges[way].source, direction=way)
+        return known[way][sources.evenly(len(known[way]), SELECTION)]
+
+    def score(translator: Translator, known: Translations) -> float:
         found = [
-            judge.score(translator(judge.source, direction=way))
+            judge.score(translated(translator, way, known))
             for way, judge in judges.items()
         ]
         return float(np.mean(found))

@@ -2,8 +2,9 @@
 
 XLA's own convolutions are several times slower on CPUs, and it does not use their
 instructions for bfloat16, which are twice as fast (AVX-512 BF16) or ten times (AMX).
-The extra `cpu` brings the library; kernels.cc, which hands it XLA's buffers, is compiled at the first use. On
-one CPU device, and there alone; elsewhere, and in `portable`, XLA's are used.
+The extra `cpu` brings the library; kernels.cc, which hands it XLA's buffers, is
+compiled at the first use. On one CPU device, and there alone; elsewhere, and in
+`portable`, XLA's are used.
 """
 
 import contextlib

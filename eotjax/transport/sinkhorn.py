@@ -227,6 +227,13 @@ def describe_rows(
     )
 
 
+def of_all_rows(
+    mean: Float[Array, "n"], variance: Float[Array, "n"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Mean and standard deviation of a cost, from those of its rows."""
+    return jnp.mean(mean), jnp.sqrt(jnp.mean(variance) + jnp.var(mean))
+
+
 def describe(
     found: Potentials, rows: Rows, solver: Solver
 ) -> tuple[Float[Array, "n"], PlanStats]:
@@ -234,14 +241,15 @@ def describe(
     n, m = len(found.f), len(found.g)
     log_mass = found.f / solver.epsilon + rows.log_mass - math.log(n)
     mass = jax.nn.softmax(log_mass)
+    mean, std = of_all_rows(rows.mean, rows.variance)
     return log_mass, PlanStats(
         iterations=found.iterations,
         converged=(found.error <= solver.threshold).astype(jnp.float32),
         marginal_error=found.error,
         entropy=normalised_entropy(mass, rows.entropy, m),
         transport_cost=jnp.sum(mass * rows.cost),
-        independent_cost=jnp.mean(rows.mean),
-        independent_std=jnp.sqrt(jnp.mean(rows.variance) + jnp.var(rows.mean)),
+        independent_cost=mean,
+        independent_std=std,
         dropped_mass=1 - jnp.sum(jnp.exp(log_mass)),
     )
 
@@ -269,13 +277,16 @@ def entropic(solver: Solver, draws: int = 1) -> Couple:
     return couple
 
 
-def independent_stats(mean: Float[Array, ""], std: Float[Array, ""]) -> PlanStats:
-    """Of all pairs with equal weights, whose cost has this mean and deviation."""
+def independent_stats(
+    mean: Float[Array, "n"], variance: Float[Array, "n"]
+) -> PlanStats:
+    """Of all pairs with equal weights, whose cost has rows of these moments."""
+    cost, std = of_all_rows(mean, variance)
     return no_stats()._replace(
         converged=jnp.ones(()),
         entropy=jnp.ones(()),
-        transport_cost=mean,
-        independent_cost=mean,
+        transport_cost=cost,
+        independent_cost=cost,
         independent_std=std,
     )
 
@@ -290,7 +301,7 @@ def independent(draws: int = 1) -> Couple:
         cost = half_squared_distance(source, target)
         n = len(source)
         i, shift = jnp.arange(n * draws) % n, jnp.arange(n * draws) // n
-        stats = independent_stats(jnp.mean(cost), jnp.std(cost))
+        stats = independent_stats(jnp.mean(cost, axis=1), jnp.var(cost, axis=1))
         return Pairs(i, (i + shift) % n), stats
 
     def couple(key, source, target):

@@ -237,6 +237,5 @@ def independent_stats(costs: RowBlocks, mesh: Mesh) -> PlanStats:
     mean, variance = costs.map_rows(
         lambda cost: (jnp.mean(cost, axis=1), jnp.var(cost, axis=1))
     )
-    std = jnp.sqrt(jnp.mean(variance) + jnp.var(mean))
-    stats = sinkhorn.independent_stats(jnp.mean(mean), std)
+    stats = sinkhorn.independent_stats(mean, variance)
     return jax.lax.with_sharding_constraint(stats, parallel.replicated(mesh))

@@ -192,8 +192,7 @@ def test_a_whole_plan_of_features_is_between_the_images_own(with_features):
     mesh = parallel.make_mesh(jax.devices()[:1])
     data = prepare.device_data(config, splits, planning.embed(config, splits), mesh)
     np.testing.assert_array_equal(data["source_points"], source)
-    costs = planning.costs(config, data, mesh)
-    assert costs.shape == (30, 20)
+    assert planning.WholeSets(config, data, mesh).costs.shape == (30, 20)
     pair = planning.pair(
         config, cost.pixels, planning.solver(config, 0.5), (30, 20), mesh
     )

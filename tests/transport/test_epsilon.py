@@ -100,9 +100,7 @@ def test_a_relative_epsilon_is_in_units_of_the_cost(vectors, unit, method, scale
     def trials():
         if method == "whole":
             points = planning.all_points(config, spaces.pixels, sets, mesh)
-            return planning.try_whole(
-                config, planning.costs(config, points, mesh), mesh
-            )
+            return planning.WholeSets(config, points, mesh).trials()
         return planning.try_groups(
             config, spaces.pixels, [sets] * 64, (len(source), len(target)), mesh
         )
@@ -116,6 +114,25 @@ def test_a_relative_epsilon_is_in_units_of_the_cost(vectors, unit, method, scale
 def test_a_given_epsilon_is_taken_without_trying_any_plan(vectors):
     config = vectors(coupling__epsilon=0.2, coupling__relative="")
     assert planning.find_epsilon(config, lambda: pytest.fail("tried")) == 0.2
+
+
+def test_a_whole_plan_goes_on_from_the_last_one_tried(vectors, monkeypatch):
+    config = vectors(coupling__method="whole", coupling__threshold=1e-4)
+    mesh = parallel.make_mesh()
+    source, target = map(jnp.asarray, clouds(1.0))
+    points = {"source_points": source, "target_points": target}
+    made, make = [], whole.make_geometry
+    monkeypatch.setattr(
+        whole, "make_geometry", lambda *x, **y: made.append(1) or make(*x, **y)
+    )
+    sets = planning.WholeSets(config, points, mesh)
+    sets.trials().independent()
+    tried = sets.plan(0.3)
+    again = sets.plan(0.3)
+    assert len(made) == 1
+    assert again.stats.iterations < tried.stats.iterations / 4
+    anew = planning.WholeSets(config, points, mesh).plan(0.3)
+    assert again.stats.entropy == pytest.approx(float(anew.stats.entropy), abs=1e-3)
 
 
 @pytest.mark.parametrize("devices", [1, 8])
