@@ -55,11 +55,11 @@ def photographs(c) -> None:
 
     c.estimator.name = "bridge"
     c.estimator.prediction = "data"
-    c.estimator.epsilon = 1.0
-    c.estimator.smoothing = 0.125  # as photographs have less of the fine than of it all
+    c.estimator.epsilon = 0.6
+    c.estimator.correlation_length = 2.0
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
-    c.refit.after = c.refit.every = 1_500
+    c.refit.after, c.refit.every = 1_000, 1_600
     c.refit.steps = 6
 
     c.model.patch = 2
@@ -85,7 +85,7 @@ def conditional(name: str):
         default.estimator(name)(c)
         c.estimator.direction = "forward"
         c.refit.after = 0
-        c.estimator.smoothing = 0.0
+        c.estimator.correlation_length = 0.0
         c.sampling.guidance = c.sampling.temperature = 1.0
         c.sampling.steps = 50
 

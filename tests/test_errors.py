@@ -91,6 +91,8 @@ def refusal(config, workdir) -> str:
         ("estimator.name", "bridg", "cdiffe"),
         ("estimator.rho", 2.0, "0 to 1"),
         ("estimator.prediction", "score", "noise"),
+        ("estimator.correlation_length", -1.0, "must not be negative"),
+        ("estimator.correlation_length", 2.0, "only a bridge has coarse noise"),
         ("estimator.direction", "back", "forward, both"),
         ("estimator.condition_dropout", 1.0, "1 excluded"),
         ("sampling.guidance", 2.0, "condition_dropout"),

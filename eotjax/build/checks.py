@@ -78,14 +78,14 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         c.estimator.epsilon >= 0,
         f"estimator.epsilon is {c.estimator.epsilon}; it must not be negative.",
     )
+    length = c.estimator.correlation_length
     require(
-        0 <= c.estimator.smoothing < 0.25,
-        f"estimator.smoothing is {c.estimator.smoothing}; it must be in 0 to 0.25, "
-        "0.25 excluded.",
+        length >= 0,
+        f"estimator.correlation_length is {length}; it must not be negative.",
     )
     require(
-        not c.estimator.smoothing or c.estimator.name == "bridge",
-        "only a bridge has smooth noise; set estimator.smoothing = 0 or "
+        not length or c.estimator.name == "bridge",
+        "only a bridge has coarse noise; set estimator.correlation_length = 0 or "
         "estimator.name = 'bridge'.",
     )
     choose(
@@ -243,9 +243,9 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
     if len(shape) == 1:
         require(not pooled, "vectors cannot be pooled; choose another coupling.cost.")
         require(
-            not config.estimator.smoothing,
-            "vectors have no neighbours to be smooth over; set estimator.smoothing = "
-            "0.",
+            not config.estimator.correlation_length,
+            "vectors have no neighbours that noise is alike in; set "
+            "estimator.correlation_length = 0.",
         )
         return
     factor = factor_of(config)

@@ -121,7 +121,7 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
             "cmde": lambda: conditional(c.rho),
             "bridge": lambda: Bridge(
                 epsilon=c.epsilon or config.coupling.epsilon,
-                smoothing=c.smoothing,
+                correlation_length=c.correlation_length,
                 moments=PairMoments(*c.moments) if c.prediction == "data" else None,
                 bound=bound,
                 guidance=config.sampling.guidance,

@@ -7,9 +7,9 @@ defines is Markov. Where the plan is the entropic one of the same epsilon, that 
 is the Schroedinger bridge, and its two ends have the plan's law (Shi et al. 2023,
 arXiv 2303.16852, proposition 2 and theorem 8).
 
-The noise may be smooth: z = K white noise, K mixing neighbours. All of this holds of
-that process too, whose plan is the entropic one of the cost |K^-1 (x - y)|^2 / 2: fine
-detail is dear to change, and much of it passes through.
+The noise of images may be coarse, z = K white noise. All of this holds of that process
+too, whose plan is the entropic one of the cost |K^-1 (x - y)|^2 / 2: what is fine is
+dear to change, and passes through.
 """
 
 import dataclasses
@@ -22,29 +22,34 @@ from jaxtyping import Array, Float, Key
 
 from eotjax.diffusion import sampler
 from eotjax.diffusion.conditional import Example, Label, Network, expand
+from eotjax.diffusion.noise import coarse
 from eotjax.diffusion.sampler import Image, Keys, Solver, Step, Time, Times
 
 
-def _noise(keys: Keys, like: Image, smoothing: float) -> Image:
-    return sampler.smooth(sampler.normal(keys, like.shape[1:]), smoothing)
+def _noise(keys: Keys, like: Image, correlation_length: float) -> Image:
+    return coarse(sampler.normal(keys, like.shape[1:]), correlation_length)
 
 
-def ancestral(epsilon: float, temperature: float = 1.0, smoothing: float = 0.0) -> Step:
+def ancestral(
+    epsilon: float, temperature: float = 1.0, correlation_length: float = 0.0
+) -> Step:
     """A draw from the Brownian bridge from x_t to y = denoise(x_t), at time s.
 
-    Its noise is multiplied by `temperature`, and smooth as the process's.
+    Its noise is multiplied by `temperature`, and coarse as the process's.
     """
 
     def step(denoise, keys, x_t, past, t, s):
         y, share = denoise(x_t, t), (s - t) / (1 - t)
         deviation = temperature * jnp.sqrt(epsilon * share * (1 - s))
-        noise = deviation * _noise(keys, x_t, smoothing)
+        noise = deviation * _noise(keys, x_t, correlation_length)
         return x_t + share * (y - x_t) + noise, y
 
     return step
 
 
-def ddim(epsilon: float, temperature: float = 1.0, smoothing: float = 0.0) -> Step:
+def ddim(
+    epsilon: float, temperature: float = 1.0, correlation_length: float = 0.0
+) -> Step:
     """The point of the bridge from the source to y = denoise(x_t), of the same noise.
 
     x_t = (1 - t) x + t y + sqrt(epsilon t (1 - t)) z keeps its z, drawn in the first
@@ -62,7 +67,7 @@ def ddim(epsilon: float, temperature: float = 1.0, smoothing: float = 0.0) -> St
 
         def drawn() -> Image:
             deviation = temperature * jnp.sqrt(epsilon)
-            return deviation * _noise(keys, x_t, smoothing)
+            return deviation * _noise(keys, x_t, correlation_length)
 
         noise = jax.lax.cond(t > 0, kept, drawn)
         return (1 - s) * past.start + s * y + jnp.sqrt(s * (1 - s)) * noise, y
@@ -70,7 +75,9 @@ def ddim(epsilon: float, temperature: float = 1.0, smoothing: float = 0.0) -> St
     return step
 
 
-def heun(epsilon: float, temperature: float = 1.0, smoothing: float = 0.0) -> Step:
+def heun(
+    epsilon: float, temperature: float = 1.0, correlation_length: float = 0.0
+) -> Step:
     """Stochastic Heun for dx = u dt + sqrt(epsilon) dw, u = (E[y | x] - x) / (1 - t).
 
     The drift is averaged over both ends of the step, at two evaluations: of weak order
@@ -80,7 +87,7 @@ def heun(epsilon: float, temperature: float = 1.0, smoothing: float = 0.0) -> St
     def step(denoise, keys, x_t, past, t, s):
         h, y = s - t, denoise(x_t, t)
         deviation = temperature * jnp.sqrt(epsilon * h)
-        noise = deviation * _noise(keys, x_t, smoothing)
+        noise = deviation * _noise(keys, x_t, correlation_length)
         first = (y - x_t) / (1 - t)
         ahead = x_t + h * first + noise
         # At t = 1 the quotient is 0 / 0; the drift itself has a limit.
@@ -158,8 +165,8 @@ class Bridge:
     Attributes:
       epsilon: variance of the Brownian motion over unit time, in every coordinate: a
         pixel's noise is largest half-way, of variance epsilon / 4.
-      smoothing: share of each neighbour in the noise of images, see `sampler.smooth`;
-        epsilon is then the variance before it.
+      correlation_length: of the noise of images, in pixels; 0 for white noise. See
+        `noise.coarse`.
       moments: of the pairs, for a network that predicts clean data; None for one that
         predicts the drift.
       bound: keep predicted targets in [-bound, bound]: 1 for images.
@@ -171,7 +178,7 @@ class Bridge:
     """
 
     epsilon: float
-    smoothing: float = 0.0
+    correlation_length: float = 0.0
     moments: PairMoments | None = None
     bound: float = math.inf
     guidance: float = 1.0
@@ -187,7 +194,7 @@ class Bridge:
         their steps are of first order: in all they converge at an order of about 1.6.
         """
         random, fixed, second = (
-            method(self.epsilon, self.temperature, self.smoothing)
+            method(self.epsilon, self.temperature, self.correlation_length)
             for method in (ancestral, ddim, heun)
         )
         return {
@@ -218,7 +225,8 @@ class Bridge:
         finite at t = 1.
         """
         at = expand(t, target)
-        noise = sampler.smooth(jax.random.normal(key, target.shape), self.smoothing)
+        white = jax.random.normal(key, target.shape)
+        noise = coarse(white, self.correlation_length)
         spread = jnp.sqrt(self.epsilon * at)
         x_t = (1 - at) * source + at * target + spread * jnp.sqrt(1 - at) * noise
         skip, keep, out, scale = self._precondition(at)
@@ -260,7 +268,6 @@ class Bridge:
         return sampler.integrate(step, keys, sampler.begin(source, times), times)[0]
 
     def _precondition(self, t: Array) -> Preconditioning:
-        variance = self.epsilon * sampler.smoothed_variance(self.smoothing)
         if self.moments is None:
-            return drift(variance, t)
-        return clean_data(variance, self.moments, t)
+            return drift(self.epsilon, t)
+        return clean_data(self.epsilon, self.moments, t)

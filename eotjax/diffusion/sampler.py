@@ -49,37 +49,6 @@ def normal(keys: Keys, shape: tuple[int, ...]) -> Image:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def smooth(noise: Image, share: float) -> Image:
-    """Noise of images, each value mixed with its neighbours along rows and columns.
-
-    With weights (share, 1 - 2 share, share), those beyond an edge being the edge's own.
-    The cosines of the DCT-II are its eigenvectors: of one of w radians a pixel
-    1 - 2 share (1 - cos w) is left on each axis, all of the slowest, and at a share of
-    1/8 half of the fastest.
-
-    Args:
-      noise: [b, h, w, c]; of any shape where share is 0.
-      share: of each neighbour, in 0 to 1/4.
-    """
-    if not share:
-        return noise
-    for axis in (1, 2):
-        size = noise.shape[axis]
-        margins = [(int(i == axis),) * 2 for i in range(noise.ndim)]
-        wider = jnp.pad(noise, margins, mode="edge")
-        before, after = (
-            jax.lax.slice_in_dim(wider, start, start + size, axis=axis)
-            for start in (0, 2)
-        )
-        noise = (1 - 2 * share) * noise + share * (before + after)
-    return noise
-
-
-def smoothed_variance(share: float) -> float:
-    """The variance that `smooth` leaves of white noise, away from the edges."""
-    return ((1 - 2 * share) ** 2 + 2 * share**2) ** 2
-
-
 def fold_in(keys: Keys, data: int | Array) -> Keys:
     """`jax.random.fold_in` for a batch of keys."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)

@@ -78,6 +78,7 @@ def test_an_artefact_of_format_2_is_read(artefact, translator):
     for group, key in (
         ("model", "patch"),
         ("estimator", "moments"),
+        ("estimator", "correlation_length"),
         ("data", "validation"),
         ("sampling", "temperature"),
     ):
@@ -87,9 +88,12 @@ def test_an_artefact_of_format_2_is_read(artefact, translator):
     np.testing.assert_array_equal(before(SOURCE), translator(SOURCE))
 
 
-def test_an_artefact_of_pixels_of_the_last_format_is_read(artefact, translator):
+@pytest.mark.parametrize("version", [3, 4])
+def test_an_artefact_from_before_coarse_noise_is_read(artefact, translator, version):
     path = artefact / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 3}))
+    description = json.loads(path.read_text()) | {"format": version}
+    del description["config"]["estimator"]["correlation_length"]
+    path.write_text(json.dumps(description))
     np.testing.assert_array_equal(eotjax.load(artefact)(SOURCE), translator(SOURCE))
 
 
@@ -273,7 +277,7 @@ def damage(artefact, kind):
         ("cut", "is no eotjax export"),
         ("other json", "is no eotjax export"),
         ("version", "format 99"),
-        ("patches as they were", "format 3, this eotjax reads 4"),
+        ("patches as they were", "format 3, this eotjax reads 5"),
         ("old", "format 1"),
         ("no digests", "sha256"),
         ("another's parameters", "params is damaged"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
+from scipy.fft import dctn, idctn
 
 from eotjax.diffusion import sampler
 from eotjax.diffusion.bridge import (
@@ -19,6 +20,7 @@ from eotjax.diffusion.bridge import (
     denser_to_both_ends,
     denser_to_the_end,
 )
+from eotjax.diffusion.noise import coarse
 
 N = 20_000
 TIMES = (0.1, 0.5, 0.9)
@@ -177,7 +179,7 @@ def pairs_of(moments, n=N):
 def test_clean_data_leaves_the_network_what_no_linear_guess_knows(t, epsilon):
     """Held to a regression of y on x_t."""
     x, y = pairs_of(MOMENTS)
-    bridge = Bridge(epsilon, MOMENTS)
+    bridge = Bridge(epsilon, moments=MOMENTS)
     example = bridge.example(jax.random.key(1), x, y, forward(x), jnp.full(N, t))
     inputs, output = np.asarray(example.inputs)[:, 0], np.asarray(example.output)[:, 0]
     assert abs(inputs.var() - 1) < 0.05 and abs(output.var() - 1) < 0.05
@@ -205,7 +207,7 @@ def test_clean_data_is_exact_at_the_end_whatever_the_network_says():
         return seen[-1]
 
     with jax.disable_jit():
-        Bridge(EPSILON, MOMENTS).sample(
+        Bridge(EPSILON, moments=MOMENTS).sample(
             lambda inputs, t, label: 100 * jnp.ones_like(inputs),
             jax.random.split(jax.random.key(0), 3),
             jax.random.normal(jax.random.key(0), (3, 2)),
@@ -220,7 +222,7 @@ def test_clean_data_is_exact_at_the_end_whatever_the_network_says():
 def test_an_example_of_clean_data_gives_its_target_back():
     x, y = pairs_of(MOMENTS, 100)
     for t in (0.0, 0.4, 0.9, 1.0):
-        bridge = Bridge(EPSILON, MOMENTS)
+        bridge = Bridge(EPSILON, moments=MOMENTS)
         example = bridge.example(jax.random.key(1), x, y, forward(x), jnp.full(100, t))
         assert np.isfinite(example.output).all()
         assert 0.3 < np.std(example.output) < 3
@@ -460,6 +462,57 @@ def test_samples_of_one_source_part_to_two_clusters_as_the_plan_says(solver, ste
     )
     # Sampling alone gives 0.87 / sqrt(N) on average; the rest is for the steps' error.
     assert scipy.stats.kstest(np.asarray(end)[:, 0], cdf).statistic < 2.5 / np.sqrt(N)
+
+
+def test_an_example_of_coarse_noise_has_its_waves_and_leads_to_its_target():
+    length, t, shape = 1.5, 0.3, (4000, 3, 4, 2)
+    source, target = jax.random.normal(jax.random.key(0), (2, *shape))
+    bridge = Bridge(EPSILON, correlation_length=length)
+    x_t, y = examples(bridge, source, target, jnp.full(len(source), t))
+    np.testing.assert_allclose(y, target, atol=1e-4)
+    noise = x_t - (1 - t) * source - t * target
+    found = dctn(noise, axes=(1, 2), norm="ortho").var((0, 3))
+    down, across = (np.pi * np.arange(n) / n for n in (3, 4))
+    fall = 1 / (1 + length**2 * (down[:, None] ** 2 + across[None] ** 2))
+    np.testing.assert_allclose(found / found[0, 0], fall, rtol=0.1)
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_coarse_noise_makes_the_bridge_of_coarser_images(name, monkeypatch):
+    """Of K x and K y it is K times the bridge of x and y, whatever is learnt."""
+    length, keys = 1.5, jax.random.split(jax.random.key(0), 3)
+    unit = jnp.eye(12).reshape(12, 3, 4, 1)
+    waves = idctn(unit, axes=(1, 2), norm="ortho").reshape(12, 12)
+    kernel = waves.T @ np.asarray(coarse(unit, length)).reshape(12, 12)
+    draw = sampler.normal
+
+    def through(matrix, x):
+        flat = x.reshape(len(x), 12, 2)
+        return jnp.einsum("pq,bpc->bqc", matrix, flat).reshape(x.shape)
+
+    def end(bridge, to_y, source):
+        def network(inputs, t, label):
+            of_x_t, of_way = units(bridge, t, inputs)
+            x_t = inputs / of_x_t
+            return (to_y(x_t, t[0]) - x_t) * of_way
+
+        solver = bridge.solvers[name]
+        times = solver.times(6)
+        return bridge.sample(network, keys, source, forward(keys), times, solver.step)
+
+    def to_y(x_t, t):
+        return jnp.cos(x_t) + t * jnp.roll(x_t, 1, axis=2)
+
+    def to_coarse_y(x_t, t):
+        return through(kernel, to_y(through(np.linalg.inv(kernel), x_t), t))
+
+    source = jax.random.normal(jax.random.key(1), (3, 3, 4, 2))
+    coarser = Bridge(EPSILON, correlation_length=length)
+    found = end(coarser, to_coarse_y, through(kernel, source))
+    # What coarse noise is drawn by are its waves: white noise that has the same.
+    monkeypatch.setattr(sampler, "normal", lambda *x: through(waves, draw(*x)))
+    expected = through(kernel, end(Bridge(EPSILON), to_y, source))
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ORDERS)
