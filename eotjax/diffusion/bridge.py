@@ -98,6 +98,20 @@ def heun(
     return step
 
 
+def _of_contrast(guided: Image, like: Image) -> Image:
+    """Images scaled to others' standard deviation over all their values; vectors as is.
+
+    Guidance raises contrast with every step (Lin et al. 2023, arXiv 2305.08891,
+    equations 15 and 16).
+    """
+    if guided.ndim < 4:
+        return guided
+    deviation, wanted = (
+        jnp.std(x, axis=(1, 2, 3), keepdims=True) for x in (guided, like)
+    )
+    return guided * wanted / jnp.maximum(deviation, 1e-6)
+
+
 def denser_to_the_end(steps: int) -> Times:
     """From 0 to 1, denser towards 1, where the target's detail is decided."""
     return 1 - jnp.linspace(1, 0, steps + 1) ** 2
@@ -172,7 +186,8 @@ class Bridge:
       bound: keep predicted targets in [-bound, bound]: 1 for images.
       guidance: weight w of the direction in sampling, for a network of both directions:
         E[y | x_t] + (w - 1) (E[y | x_t] - E[y' | x_t]), y' being where the other
-        direction would lead from the same point: away from the sources' domain.
+        direction would lead from the same point: away from the sources' domain. An
+        image keeps the contrast of E[y | x_t].
       temperature: of the sampler's noise, multiplies its deviation. Below 1 it is not
         the learnt process any more: what noise a network cannot take out is not put in.
     """
@@ -259,7 +274,8 @@ class Bridge:
 
             y = towards(direction)
             if self.guidance != 1:
-                y = y + (self.guidance - 1) * (y - towards(1 - direction))
+                away = (self.guidance - 1) * (y - towards(1 - direction))
+                y = _of_contrast(y + away, y)
             return jnp.clip(y, -self.bound, self.bound)
 
         def step(keys: Keys, state, t: Time, s: Time):

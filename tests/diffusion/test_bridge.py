@@ -566,6 +566,30 @@ def test_clipping_keeps_predicted_targets_in_their_range(clip, name):
         np.testing.assert_allclose(end, seen[-1], atol=1e-5)
 
 
+def test_guidance_of_images_changes_what_they_show_and_not_their_contrast():
+    ends = jax.random.normal(jax.random.key(0), (2, 1, 4, 5, 2))
+
+    def guided(weight):
+        def network(inputs, t, label):
+            of_x_t, of_way = units(Bridge(EPSILON), t, inputs)
+            return (ends[label[0]] - inputs / of_x_t) * of_way
+
+        return Bridge(EPSILON, guidance=weight).sample(
+            network,
+            jax.random.split(jax.random.key(0), 1),
+            jnp.ones((1, 4, 5, 2)),
+            jnp.zeros(1, int),
+            jnp.array([0.5, 1.0]),
+            lambda denoise, keys, x_t, past, t, s: (denoise(x_t, t),) * 2,
+        )
+
+    own, other = ends
+    away = own + 2 * (own - other)
+    assert away.std() > 2 * own.std()
+    np.testing.assert_allclose(guided(1.0), own, atol=1e-5)
+    np.testing.assert_allclose(guided(3.0), away * own.std() / away.std(), atol=1e-5)
+
+
 @pytest.mark.parametrize("direction", [0, 1])
 def test_guidance_leads_away_from_the_other_direction(direction):
     ends = jnp.array([3.0, -1.0])  # of the two directions, wherever one is
