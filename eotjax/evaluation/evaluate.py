@@ -41,11 +41,10 @@ def evaluate(
     """
     judge = Judge(translator, splits, direction, weights)
     translated = translator(judge.source, direction=direction, progress=True)
-    rows = {
-        "eotjax": judge.row(translated),
-        "identity": judge.row(judge.source),
-        "independent": judge.row(judge.independent),
-    }
+    seen = judge.look(translated)
+    rows = {"eotjax": judge.row(translated, seen)}
+    for name, y in (("identity", judge.source), ("independent", judge.independent)):
+        rows[name] = judge.row(y, judge.look(y))
     settings = {
         "test_source": len(judge.source),
         "test_target": len(judge.target),
@@ -56,7 +55,7 @@ def evaluate(
         {"rows": rows, "settings": settings},
         translated,
         judge.realism(translated),
-        judge.nearest(translated),
+        judge.nearest(translated, seen),
     )
 
 

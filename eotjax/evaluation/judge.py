@@ -167,19 +167,22 @@ class Judge:
 
     def score(self, y: np.ndarray) -> float:
         """How far translations are from the targets, by `Weights.score`."""
-        if not self._weights.classifier:
+        seen = self.look(y)
+        if seen is None:
             return self.frechet(y)
-        features = self._look(images.to_uint8(y)).features
-        return 100 * measures.kernel_distance(features, self._target_seen.features)
+        return 100 * measures.kernel_distance(seen.features, self._target_seen.features)
 
-    def _seen(self, y: np.ndarray) -> measures.Row:
+    def look(self, y: np.ndarray) -> Seen | None:
+        """What the classifier sees in images; None where there is none."""
+        return self._look(images.to_uint8(y)) if self._weights.classifier else None
+
+    def _recognition(self, seen: Seen) -> measures.Row:
         """What the classifier makes of translations, and how far memory goes.
 
         `novelty` is the median distance to the nearest training target, where that of
         the test targets is 1.
         """
-        seen, wanted = self._look(images.to_uint8(y)), self._target_seen
-        known = self._training_features
+        wanted, known = self._target_seen, self._training_features
         near, usual = (
             np.median(measures.nearest_distance(x.features, known))
             for x in (seen, wanted)
@@ -200,32 +203,32 @@ class Judge:
         """Frechet distance of the features of translations and test targets."""
         return measures.frechet_distance(self.features(y), self.features(self.target))
 
-    def nearest(self, y: np.ndarray) -> np.ndarray:
+    def nearest(self, y: np.ndarray, seen: Seen | None) -> np.ndarray:
         """The training target that is nearest to each translation.
 
-        Of all in a classifier's features; else of some, in principal components.
+        Of all in the features of what the classifier has `seen` in them; else of some,
+        in principal components.
         """
-        if not self._weights.classifier:
+        if seen is None:
             found = measures.nearest(self.features(y), self.features(self._known))
             return self._known[found]
-        features = self._look(images.to_uint8(y)).features
-        found = measures.nearest(features, self._training_features)
+        found = measures.nearest(seen.features, self._training_features)
         return self._to_float(self._training_targets(found))
 
     def realism(self, y: np.ndarray) -> Float[np.ndarray, "n"]:
         """Distance of each translation's features to the nearest training target's."""
         return measures.nearest_distance(self.features(y), self.features(self._known))
 
-    def row(self, y: np.ndarray) -> measures.Row:
-        """Every measure of the translations y of the test sources."""
+    def row(self, y: np.ndarray, seen: Seen | None) -> measures.Row:
+        """Every measure of the translations y of the test sources, `seen` as `look`."""
         values = {"transport_cost": measures.transport_cost(self.source, y)}
         if min(len(self.source), len(self.target)) > 1:
             values["frechet"] = self.frechet(y)
         if self._is_image:
             values["structure"] = measures.structure(self.source, y)
             values["layout"] = measures.light_correlation(self.source, y)
-            if self._weights.classifier:
-                values |= self._seen(y)
+            if seen is not None:
+                values |= self._recognition(seen)
         if self._config.data.tint:
             values["class_accuracy"] = self._classify(y)
             values["hue_error"] = measures.hue_error(self.source, y)

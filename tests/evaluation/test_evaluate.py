@@ -290,7 +290,7 @@ def test_weights_add_the_measures_that_need_them(trained, digits, monkeypatch):
     translator = eotjax.load(trained / "export")
     weights = judge.Weights(inception="i.pth", lpips="l.pth")
     judging = judge.Judge(translator, splits, weights=weights)
-    row = judging.row(judging.source)
+    row = judging.row(judging.source, judging.look(judging.source))
     assert (row["fid"], row["kid"], row["lpips"]) == (1.0, 2.0, 2.0)
     (made, wanted, inception), (source, again, file) = seen
     np.testing.assert_array_equal(made, splits.test_source)
