@@ -44,7 +44,8 @@ def run() -> int:
     source = splits.test_source[: arguments.count]
     translated = translator(source, progress=True)
     judge = Judge(translator, splits, weights=weights)
-    nearest = images.to_uint8(judge.nearest(images.to_float(translated)))
+    y = images.to_float(translated)
+    nearest = images.to_uint8(judge.nearest(y, judge.look(y)))
 
     def scaled(pixels: np.ndarray) -> np.ndarray:
         image = Image.fromarray(pixels)

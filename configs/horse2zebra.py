@@ -9,11 +9,11 @@ decoder of TAEF2 (github.com/madebyollin/taesd, 5 MB); without it they come from
 Hugging Face hub. --config.judge.classifier=efficientnet-lite0 chooses RUN/best by that
 network's features and measures by them (it needs the extra fid).
 
-A bridge of both directions, of 7.5 M parameters: between the pairs of one plan of the
-whole sets, then between pairs that it makes itself. It has run on two CPU cores only,
-docs/horse2zebra.md: encoding all images once takes 13 minutes there, training 43 pairs
-a second, making pairs a minute or two each time. A step is 0.11 TFLOP and needs
-0.9 GiB, the whole run 1,300 TFLOP.
+A bridge of both directions, of 7.5 M parameters and coarse noise: between the pairs of
+one plan of the whole sets, then between pairs that it makes itself. It has run on two
+CPU cores only, docs/horse2zebra.md: encoding all images once takes 7 minutes there,
+training 50 pairs a second, making pairs a minute and a half each time. A step is 0.11
+TFLOP and needs 0.9 GiB, the whole run 1,300 TFLOP.
 
 :cde and :cdiffe (the estimator of the original slides) draw zebras from noise, beside
 the horse. :pixels trains without an autoencoder, :large a network of 17 times the size;
