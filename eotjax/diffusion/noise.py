@@ -1,9 +1,8 @@
 """Noise of images that is coarse, as photographs are."""
 
-import functools
-
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jaxtyping import Array, Float
 
 
@@ -20,13 +19,16 @@ def coarse(white: Float[Array, "b ..."], length: float) -> Float[Array, "b ..."]
     if not length:
         return white
     height, width = white.shape[1:3]
-    deviation = np.sqrt(spectrum(length, height, width))
-    waves = white * deviation[None, :, :, None]
-    rows = jnp.einsum("ki,bklc->bilc", cosines(height), waves, precision="highest")
-    return jnp.einsum("lj,bilc->bijc", cosines(width), rows, precision="highest")
+    down, across = (
+        scipy.fft.dct(np.eye(n), axis=0, norm="ortho").astype(np.float32)
+        for n in (height, width)
+    )
+    waves = white * np.sqrt(_spectrum(length, height, width))[None, :, :, None]
+    rows = jnp.einsum("ki,bklc->bilc", down, waves, precision="highest")
+    return jnp.einsum("lj,bilc->bijc", across, rows, precision="highest")
 
 
-def spectrum(
+def _spectrum(
     length: float, height: int, width: int
 ) -> Float[np.ndarray, "height width"]:
     """The variance of each wave of the DCT-II in coarse noise, the slowest first."""
@@ -38,12 +40,3 @@ def spectrum(
 
 def _lorentz(length: float, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return 1 / (1 + length**2 * (y[:, None] ** 2 + x[None] ** 2))
-
-
-@functools.cache
-def cosines(n: int) -> Float[np.ndarray, "n n"]:
-    """The orthonormal waves of the DCT-II as rows."""
-    k, i = np.arange(n)[:, None], np.arange(n)[None]
-    waves = np.cos(np.pi * k * (i + 0.5) / n) * np.sqrt(2 / n)
-    waves[0] /= np.sqrt(2)
-    return waves.astype(np.float32)
