@@ -63,7 +63,7 @@ def test_rows_are_in_the_order_of_names_and_of_length_one(photographs, tmp_path)
     config.data.validation = 0.1
     config.coupling.cost = "features"
     config.coupling.features = str(tmp_path / "f.npz")
-    config.data.image_size = (8, 8)
+    config.data.image_size = (16, 16)
     splits = dataset.load(config)  # cuts test and validation images from both
     points = dataset.aligned(config, splits)["source_points"]
     assert angles(points) == splits.train_source[:, 0, 0, 0].tolist()

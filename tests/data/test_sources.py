@@ -23,6 +23,7 @@ def rows(array):
 def config(kind, path="", **changes):
     c = default.get_config()
     c.data.kind, c.data.path, c.data.image_size = kind, str(path), (20, 24)
+    c.model.attention = ()
     c.data.update(changes)
     return c
 
