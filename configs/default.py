@@ -79,8 +79,8 @@ def get_config(variants: str = "") -> ConfigDict:
     # every pixel; 0: the plan's own epsilon, as the Schroedinger bridge has it. A pixel
     # strays most half-way, by sqrt(epsilon) / 2, in images of range 2: so 3, a usual
     # plan's at 16x16, drowns them in noise half-way, and 0.05 lets them show through.
-    c.estimator.correlation_length = 0.0  # bridge: of the noise of images, in pixels
-    # or latents; 0: white noise. See docs/choosing.md
+    c.estimator.noise = "white"  # bridge: or images, with their covariance
+    c.estimator.spectrum = ""  # bridge, images: of its noise, in a word; "": measured
     c.estimator.rho = 0.5  # cmde: the condition is noised rho times as fast
     c.estimator.direction = "forward"  # both: one network for both ways of the plan
     c.estimator.condition_dropout = 0.0  # share of examples without it, for guidance

@@ -9,11 +9,11 @@ decoder of TAEF2 (github.com/madebyollin/taesd, 5 MB); without it they come from
 Hugging Face hub. --config.judge.classifier=efficientnet-lite0 chooses RUN/best by that
 network's features and measures by them (it needs the extra fid).
 
-A bridge of both directions, of 7.5 M parameters and coarse noise: between the pairs of
-one plan of the whole sets, then between pairs that it makes itself. It has run on two
-CPU cores only, docs/horse2zebra.md: encoding all images once takes 7 minutes there,
-training 50 pairs a second, making pairs a minute and a half each time. A step is 0.11
-TFLOP and needs 0.9 GiB, the whole run 1,300 TFLOP.
+A bridge of both directions, of 7.5 M parameters, its noise like the images themselves:
+between the pairs of one plan of the whole sets, then between pairs that it makes
+itself. It has run on two CPU cores only, docs/horse2zebra.md: encoding all images once
+takes 7 minutes there, training 50 pairs a second, making pairs a minute and a half each
+time. A step is 0.11 TFLOP and needs 0.9 GiB, the whole run 1,300 TFLOP.
 
 :cde and :cdiffe (the estimator of the original slides) draw zebras from noise, beside
 the horse. :pixels trains without an autoencoder, :large a network of 17 times the size;
@@ -56,7 +56,7 @@ def photographs(c) -> None:
     c.estimator.name = "bridge"
     c.estimator.prediction = "data"
     c.estimator.epsilon = 0.6
-    c.estimator.correlation_length = 2.0
+    c.estimator.noise = "images"
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
     c.refit.after, c.refit.every = 1_000, 1_600
@@ -85,7 +85,7 @@ def conditional(name: str):
         default.estimator(name)(c)
         c.estimator.direction = "forward"
         c.refit.after = 0
-        c.estimator.correlation_length = 0.0
+        c.estimator.noise = "white"
         c.sampling.guidance = c.sampling.temperature = 1.0
         c.sampling.steps = 50
 

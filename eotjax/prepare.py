@@ -21,6 +21,7 @@ from eotjax.build import checks, dataset, encoding, planning, run_folder, wiring
 from eotjax.build.checks import Shape
 from eotjax.data import batch
 from eotjax.data.sources import DataSet
+from eotjax.diffusion import noise
 from eotjax.diffusion.bridge import PairMoments
 from eotjax.evaluation import judge
 from eotjax.networks import kernels, latents
@@ -139,6 +140,10 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     if wiring.needs_moments(config):
         config.estimator.moments = known.moments or measure_moments(
             config, held, batches(0), resident, embed, mesh
+        )
+    if wiring.needs_spectrum(config):
+        config.estimator.spectrum = known.spectrum or noise.to_text(
+            noise.of_images(planning.sample_views(config, trained))
         )
     training = wiring.training(config, shape, resident, mesh, embed)
     sample = wiring.sampling(config, shape, mesh)

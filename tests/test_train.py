@@ -19,6 +19,7 @@ from eotjax import parallel, train
 from eotjax.artefact import export
 from eotjax.artefact.translator import Translator
 from eotjax.build import dataset, planning, wiring
+from eotjax.diffusion import noise
 from eotjax.errors import UserError
 from eotjax.evaluation import judge
 from eotjax.training.checkpoint import Checkpoints
@@ -222,6 +223,21 @@ def test_pairs_that_a_bridge_makes_outlast_a_restart(
     config.refit.after = 0
     assert train.train(config, tmp_path / "plan")
     assert lines(tmp_path / "plan")[-1]["loss"] != lines(tmp_path / "cut")[-1]["loss"]
+
+
+def test_noise_like_the_images_is_measured_once_and_exported(
+    smoke, tmp_path, interrupt, monkeypatch
+):
+    config = smoke(estimator__name="bridge", estimator__noise="images")
+    interrupt(2)
+    assert not train.train(config, tmp_path)
+    interrupt(None)
+    monkeypatch.delattr(noise, "of_images")
+    assert train.train(config, tmp_path)
+    kept = json.loads((tmp_path / "plan.json").read_text())["spectrum"]
+    loaded = eotjax.load(tmp_path / "export").config.estimator
+    assert loaded.spectrum == kept
+    assert noise.from_text(kept).root.shape[1:] == (3, 3)
 
 
 def test_a_whole_plan_is_solved_once_and_kept_before_the_first_step(

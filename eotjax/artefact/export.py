@@ -148,7 +148,8 @@ def describe(path: str | Path) -> dict:
 def _with_white_noise(description: dict) -> dict:
     """A description of format 4, whose bridges knew no other, as one of the next."""
     config = dict(description["config"])
-    config["estimator"] = {**config["estimator"], "correlation_length": 0.0}
+    white = {"noise": "white", "spectrum": ""}
+    config["estimator"] = {**config["estimator"], **white}
     return {**description, "format": FORMAT, "config": config}
 
 

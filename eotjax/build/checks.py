@@ -78,14 +78,10 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         c.estimator.epsilon >= 0,
         f"estimator.epsilon is {c.estimator.epsilon}; it must not be negative.",
     )
-    length = c.estimator.correlation_length
+    choose(dict.fromkeys(("white", "images")), c.estimator.noise, "estimator.noise")
     require(
-        length >= 0,
-        f"estimator.correlation_length is {length}; it must not be negative.",
-    )
-    require(
-        not length or c.estimator.name == "bridge",
-        "only a bridge has coarse noise; set estimator.correlation_length = 0 or "
+        c.estimator.noise == "white" or c.estimator.name == "bridge",
+        "only a bridge has noise like the images; set estimator.noise = 'white' or "
         "estimator.name = 'bridge'.",
     )
     choose(
@@ -243,9 +239,9 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
     if len(shape) == 1:
         require(not pooled, "vectors cannot be pooled; choose another coupling.cost.")
         require(
-            not config.estimator.correlation_length,
-            "vectors have no neighbours that noise is alike in; set "
-            "estimator.correlation_length = 0.",
+            config.estimator.noise == "white",
+            "vectors have no waves that noise is like them in; set "
+            "estimator.noise = 'white'.",
         )
         return
     factor = factor_of(config)

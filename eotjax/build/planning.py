@@ -48,16 +48,15 @@ def view(config: ConfigDict) -> batch.View:
     return batch.make_view(size=(height, width), flip=c.flip, tinted=c.tint)
 
 
-def sample_views(config: ConfigDict, splits: DataSet) -> np.ndarray:
-    """Up to 512 images of each training set as training sees them: [n, d]."""
+def sample_views(config: ConfigDict, splits: DataSet) -> list[np.ndarray]:
+    """Up to 512 images of each training set as training sees them."""
 
     def side(domain: Domain, number: int) -> np.ndarray:
         stored = jnp.asarray(sources.sample(domain, VIEWS_AT_ONCE))
         key = batch.keys(config.seed, batch.LAST)[2 + number]
         return np.asarray(view(config)(key, stored, jnp.arange(len(stored))))
 
-    views = [side(domain, number) for number, domain in enumerate(splits[:2])]
-    return np.concatenate([x.reshape(len(x), -1) for x in views])
+    return [side(domain, number) for number, domain in enumerate(splits[:2])]
 
 
 def embed(config: ConfigDict, splits: DataSet) -> cost.Embed:
@@ -65,8 +64,8 @@ def embed(config: ConfigDict, splits: DataSet) -> cost.Embed:
     c = config.coupling
 
     def principal() -> cost.Embed:
-        views = sample_views(config, splits)
-        _, directions = cost.principal_components(views, c.components)
+        views = [x.reshape(len(x), -1) for x in sample_views(config, splits)]
+        _, directions = cost.principal_components(np.concatenate(views), c.components)
         return cost.principal(jnp.asarray(directions))
 
     make = choose(

@@ -77,16 +77,19 @@ class Plan(NamedTuple):
     Attributes:
       epsilon: in units of the cost; None where no run has claimed the folder.
       moments: second moments of the pairs; None where nothing needs them.
+      spectrum: of the noise, in a word; empty where it is white.
     """
 
     epsilon: float | None = None
     moments: PairMoments | None = None
+    spectrum: str = ""
 
 
 def of(config: ConfigDict) -> Plan:
     """What a run's config, with all that was found, says."""
-    moments = config.estimator.moments
-    return Plan(config.coupling.epsilon, PairMoments(*moments) if moments else None)
+    c = config.estimator
+    moments = PairMoments(*c.moments) if c.moments else None
+    return Plan(config.coupling.epsilon, moments, c.spectrum)
 
 
 def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
@@ -96,6 +99,8 @@ def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
         plan: dict = {"epsilon": found.epsilon}
         if found.moments is not None:
             plan["moments"] = list(found.moments)
+        if found.spectrum:
+            plan["spectrum"] = found.spectrum
         for name, content in (
             ("plan.json", plan),
             ("config.json", json.loads(config.to_json())),
@@ -114,6 +119,7 @@ def plan(folder: Path) -> Plan:
         return Plan(
             float(found["epsilon"]),
             PairMoments(*map(float, moments)) if moments else None,
+            str(found.get("spectrum", "")),
         )
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(

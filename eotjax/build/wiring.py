@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from eotjax import parallel
 from eotjax.build import planning
 from eotjax.build.checks import Shape, factor_of
-from eotjax.diffusion import sampler, schedule
+from eotjax.diffusion import noise, sampler, schedule
 from eotjax.diffusion.bridge import Bridge, PairMoments
 from eotjax.diffusion.conditional import ConditionalScore
 from eotjax.errors import choose
@@ -121,7 +121,7 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
             "cmde": lambda: conditional(c.rho),
             "bridge": lambda: Bridge(
                 epsilon=c.epsilon or config.coupling.epsilon,
-                correlation_length=c.correlation_length,
+                spectrum=noise.from_text(c.spectrum) if c.spectrum else None,
                 moments=PairMoments(*c.moments) if c.prediction == "data" else None,
                 bound=bound,
                 guidance=config.sampling.guidance,
@@ -138,6 +138,11 @@ def needs_moments(config: ConfigDict) -> bool:
     """Whether the network's scales come from the pairs' second moments."""
     c = config.estimator
     return c.name == "bridge" and c.prediction == "data" and not c.moments
+
+
+def needs_spectrum(config: ConfigDict) -> bool:
+    """Whether the noise is to be like the training sets."""
+    return config.estimator.noise == "images" and not config.estimator.spectrum
 
 
 def optimizer(config: ConfigDict) -> step.Optimizer:

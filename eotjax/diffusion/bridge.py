@@ -7,9 +7,9 @@ defines is Markov. Where the plan is the entropic one of the same epsilon, that 
 is the Schroedinger bridge, and its two ends have the plan's law (Shi et al. 2023,
 arXiv 2303.16852, proposition 2 and theorem 8).
 
-The noise of images may be coarse, z = K white noise. All of this holds of that process
-too, whose plan is the entropic one of the cost |K^-1 (x - y)|^2 / 2: what is fine is
-dear to change, and passes through.
+The noise of images may be coloured, z = K white noise. All of this holds of that
+process too, whose plan is the entropic one of the cost |K^-1 (x - y)|^2 / 2: what
+varies little is dear to change, and passes through.
 """
 
 import dataclasses
@@ -22,33 +22,33 @@ from jaxtyping import Array, Float, Key
 
 from eotjax.diffusion import sampler
 from eotjax.diffusion.conditional import Example, Label, Network, expand
-from eotjax.diffusion.noise import coarse
+from eotjax.diffusion.noise import Spectrum, coloured
 from eotjax.diffusion.sampler import Image, Keys, Solver, Step, Time, Times
 
 
-def _noise(keys: Keys, like: Image, correlation_length: float) -> Image:
-    return coarse(sampler.normal(keys, like.shape[1:]), correlation_length)
+def _noise(keys: Keys, like: Image, spectrum: Spectrum | None) -> Image:
+    return coloured(sampler.normal(keys, like.shape[1:]), spectrum)
 
 
 def ancestral(
-    epsilon: float, temperature: float = 1.0, correlation_length: float = 0.0
+    epsilon: float, temperature: float = 1.0, spectrum: Spectrum | None = None
 ) -> Step:
     """A draw from the Brownian bridge from x_t to y = denoise(x_t), at time s.
 
-    Its noise is multiplied by `temperature`, and coarse as the process's.
+    Its noise is multiplied by `temperature`, and coloured as the process's.
     """
 
     def step(denoise, keys, x_t, past, t, s):
         y, share = denoise(x_t, t), (s - t) / (1 - t)
         deviation = temperature * jnp.sqrt(epsilon * share * (1 - s))
-        noise = deviation * _noise(keys, x_t, correlation_length)
+        noise = deviation * _noise(keys, x_t, spectrum)
         return x_t + share * (y - x_t) + noise, y
 
     return step
 
 
 def ddim(
-    epsilon: float, temperature: float = 1.0, correlation_length: float = 0.0
+    epsilon: float, temperature: float = 1.0, spectrum: Spectrum | None = None
 ) -> Step:
     """The point of the bridge from the source to y = denoise(x_t), of the same noise.
 
@@ -67,7 +67,7 @@ def ddim(
 
         def drawn() -> Image:
             deviation = temperature * jnp.sqrt(epsilon)
-            return deviation * _noise(keys, x_t, correlation_length)
+            return deviation * _noise(keys, x_t, spectrum)
 
         noise = jax.lax.cond(t > 0, kept, drawn)
         return (1 - s) * past.start + s * y + jnp.sqrt(s * (1 - s)) * noise, y
@@ -76,7 +76,7 @@ def ddim(
 
 
 def heun(
-    epsilon: float, temperature: float = 1.0, correlation_length: float = 0.0
+    epsilon: float, temperature: float = 1.0, spectrum: Spectrum | None = None
 ) -> Step:
     """Stochastic Heun for dx = u dt + sqrt(epsilon) dw, u = (E[y | x] - x) / (1 - t).
 
@@ -87,7 +87,7 @@ def heun(
     def step(denoise, keys, x_t, past, t, s):
         h, y = s - t, denoise(x_t, t)
         deviation = temperature * jnp.sqrt(epsilon * h)
-        noise = deviation * _noise(keys, x_t, correlation_length)
+        noise = deviation * _noise(keys, x_t, spectrum)
         first = (y - x_t) / (1 - t)
         ahead = x_t + h * first + noise
         # At t = 1 the quotient is 0 / 0; the drift itself has a limit.
@@ -179,8 +179,7 @@ class Bridge:
     Attributes:
       epsilon: variance of the Brownian motion over unit time, in every coordinate: a
         pixel's noise is largest half-way, of variance epsilon / 4.
-      correlation_length: of the noise of images, in pixels; 0 for white noise. See
-        `noise.coarse`.
+      spectrum: of the noise of images; None for white noise.
       moments: of the pairs, for a network that predicts clean data; None for one that
         predicts the drift.
       bound: keep predicted targets in [-bound, bound]: 1 for images.
@@ -193,7 +192,7 @@ class Bridge:
     """
 
     epsilon: float
-    correlation_length: float = 0.0
+    spectrum: Spectrum | None = None
     moments: PairMoments | None = None
     bound: float = math.inf
     guidance: float = 1.0
@@ -209,7 +208,7 @@ class Bridge:
         their steps are of first order: in all they converge at an order of about 1.6.
         """
         random, fixed, second = (
-            method(self.epsilon, self.temperature, self.correlation_length)
+            method(self.epsilon, self.temperature, self.spectrum)
             for method in (ancestral, ddim, heun)
         )
         return {
@@ -241,7 +240,7 @@ class Bridge:
         """
         at = expand(t, target)
         white = jax.random.normal(key, target.shape)
-        noise = coarse(white, self.correlation_length)
+        noise = coloured(white, self.spectrum)
         spread = jnp.sqrt(self.epsilon * at)
         x_t = (1 - at) * source + at * target + spread * jnp.sqrt(1 - at) * noise
         skip, keep, out, scale = self._precondition(at)

@@ -78,7 +78,8 @@ def test_an_artefact_of_format_2_is_read(artefact, translator):
     for group, key in (
         ("model", "patch"),
         ("estimator", "moments"),
-        ("estimator", "correlation_length"),
+        ("estimator", "noise"),
+        ("estimator", "spectrum"),
         ("data", "validation"),
         ("sampling", "temperature"),
     ):
@@ -89,10 +90,11 @@ def test_an_artefact_of_format_2_is_read(artefact, translator):
 
 
 @pytest.mark.parametrize("version", [3, 4])
-def test_an_artefact_from_before_coarse_noise_is_read(artefact, translator, version):
+def test_an_artefact_from_before_coloured_noise_is_read(artefact, translator, version):
     path = artefact / "config.json"
     description = json.loads(path.read_text()) | {"format": version}
-    del description["config"]["estimator"]["correlation_length"]
+    for key in ("noise", "spectrum"):
+        del description["config"]["estimator"][key]
     path.write_text(json.dumps(description))
     np.testing.assert_array_equal(eotjax.load(artefact)(SOURCE), translator(SOURCE))
 

@@ -20,7 +20,7 @@ from eotjax.diffusion.bridge import (
     denser_to_both_ends,
     denser_to_the_end,
 )
-from eotjax.diffusion.noise import coarse
+from eotjax.diffusion.noise import Spectrum, coloured
 
 N = 20_000
 TIMES = (0.1, 0.5, 0.9)
@@ -464,31 +464,41 @@ def test_samples_of_one_source_part_to_two_clusters_as_the_plan_says(solver, ste
     assert scipy.stats.kstest(np.asarray(end)[:, 0], cdf).statistic < 2.5 / np.sqrt(N)
 
 
-def test_an_example_of_coarse_noise_has_its_waves_and_leads_to_its_target():
-    length, t, shape = 1.5, 0.3, (4000, 3, 4, 2)
+# Two channels, the second of more fine detail than the first, and mixed in the middle.
+SPECTRUM = Spectrum(
+    np.float32([0, 1, 4]),
+    np.float32([[[2, 0], [0, 1]], [[1.2, 0.5], [0.5, 0.8]], [[0.2, 0], [0, 0.6]]]),
+)
+
+
+def test_an_example_of_coloured_noise_has_its_waves_and_leads_to_its_target():
+    t, shape = 0.3, (20_000, 3, 4, 2)
     source, target = jax.random.normal(jax.random.key(0), (2, *shape))
-    bridge = Bridge(EPSILON, correlation_length=length)
+    bridge = Bridge(EPSILON, spectrum=SPECTRUM)
     x_t, y = examples(bridge, source, target, jnp.full(len(source), t))
     np.testing.assert_allclose(y, target, atol=1e-4)
-    noise = x_t - (1 - t) * source - t * target
-    found = dctn(noise, axes=(1, 2), norm="ortho").var((0, 3))
-    down, across = (np.pi * np.arange(n) / n for n in (3, 4))
-    fall = 1 / (1 + length**2 * (down[:, None] ** 2 + across[None] ** 2))
-    np.testing.assert_allclose(found / found[0, 0], fall, rtol=0.1)
+    waves = dctn(x_t - (1 - t) * source - t * target, axes=(1, 2), norm="ortho")
+    # The wave (2, 2) of 3x4 pixels, of 2 / 3 and 1 / 2 of pi a pixel.
+    share = (np.pi * np.hypot(2 / 3, 1 / 2) - 1) / 3
+    for wave, root in [
+        (waves[:, 0, 0], SPECTRUM.root[0]),
+        (waves[:, 2, 2], (1 - share) * SPECTRUM.root[1] + share * SPECTRUM.root[2]),
+    ]:
+        expected = EPSILON * t * (1 - t) * root @ root
+        np.testing.assert_allclose(np.cov(wave.T), expected, rtol=0.05, atol=0.01)
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_coarse_noise_makes_the_bridge_of_coarser_images(name, monkeypatch):
+def test_coloured_noise_makes_the_bridge_of_coloured_images(name, monkeypatch):
     """Of K x and K y it is K times the bridge of x and y, whatever is learnt."""
-    length, keys = 1.5, jax.random.split(jax.random.key(0), 3)
-    unit = jnp.eye(12).reshape(12, 3, 4, 1)
-    waves = idctn(unit, axes=(1, 2), norm="ortho").reshape(12, 12)
-    kernel = waves.T @ np.asarray(coarse(unit, length)).reshape(12, 12)
+    keys = jax.random.split(jax.random.key(0), 3)
+    unit = jnp.eye(24).reshape(24, 3, 4, 2)
+    waves = idctn(unit, axes=(1, 2), norm="ortho").reshape(24, 24)
+    kernel = waves.T @ np.asarray(coloured(unit, SPECTRUM)).reshape(24, 24)
     draw = sampler.normal
 
     def through(matrix, x):
-        flat = x.reshape(len(x), 12, 2)
-        return jnp.einsum("pq,bpc->bqc", matrix, flat).reshape(x.shape)
+        return (x.reshape(len(x), 24) @ matrix).reshape(x.shape)
 
     def end(bridge, to_y, source):
         def network(inputs, t, label):
@@ -503,13 +513,13 @@ def test_coarse_noise_makes_the_bridge_of_coarser_images(name, monkeypatch):
     def to_y(x_t, t):
         return jnp.cos(x_t) + t * jnp.roll(x_t, 1, axis=2)
 
-    def to_coarse_y(x_t, t):
+    def to_coloured_y(x_t, t):
         return through(kernel, to_y(through(np.linalg.inv(kernel), x_t), t))
 
     source = jax.random.normal(jax.random.key(1), (3, 3, 4, 2))
-    coarser = Bridge(EPSILON, correlation_length=length)
-    found = end(coarser, to_coarse_y, through(kernel, source))
-    # What coarse noise is drawn by are its waves: white noise that has the same.
+    bridge = Bridge(EPSILON, spectrum=SPECTRUM)
+    found = end(bridge, to_coloured_y, through(kernel, source))
+    # What coloured noise is drawn by are its waves: white noise that has the same.
     monkeypatch.setattr(sampler, "normal", lambda *x: through(waves, draw(*x)))
     expected = through(kernel, end(Bridge(EPSILON), to_y, source))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
