@@ -55,7 +55,7 @@ def photographs(c) -> None:
 
     c.estimator.name = "bridge"
     c.estimator.prediction = "data"
-    c.estimator.epsilon = 0.6
+    c.estimator.epsilon = 1.0  # as much as the latents vary
     c.estimator.noise = "images"
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
