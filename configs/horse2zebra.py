@@ -12,7 +12,7 @@ network's features and measures by them (it needs the extra fid).
 A bridge of both directions, of 7.5 M parameters, its noise like the images themselves:
 between the pairs of one plan of the whole sets, then between pairs that it makes
 itself. It has run on two CPU cores only, docs/horse2zebra.md: encoding all images once
-takes 7 minutes there, training 50 pairs a second, making pairs a minute and a half each
+takes 7 minutes there, training 50 pairs a second, making pairs four minutes each
 time. A step is 0.11 TFLOP and needs 0.9 GiB, the whole run 1,300 TFLOP.
 
 :cde and :cdiffe (the estimator of the original slides) draw zebras from noise, beside
@@ -60,7 +60,7 @@ def photographs(c) -> None:
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
     c.refit.after, c.refit.every = 1_000, 1_600
-    c.refit.steps = 6
+    c.refit.steps = 16  # fewer wash the pairs out
 
     c.model.patch = 2
     c.model.width = 64
