@@ -44,7 +44,7 @@ def of_images(sets: Sequence[Float[np.ndarray, "_ h w c"]]) -> Spectrum:
         at = band == number
         radii.append(radius[at].mean())
         roots.append(_root(np.mean([_covariance(x[:, at]) for x in waves], axis=0)))
-    spectrum = Spectrum(np.float32(radii), np.float32(roots))
+    spectrum = Spectrum(np.array(radii, np.float32), np.array(roots, np.float32))
     # As if of the continuum of waves, so that sizes do not differ.
     power = np.mean(np.sum(_roots(spectrum, _radius(64, 64, 0.5)) ** 2, axis=-1))
     return spectrum._replace(root=spectrum.root / np.sqrt(power))
