@@ -246,12 +246,13 @@ Sample = Callable[
 ]
 
 
-def sample(config: ConfigDict, shape: Shape) -> Sample:
+def sample(config: ConfigDict, shape: Shape, done: int | None = None) -> Sample:
     """Wires a pure function from source images (or vectors) to translations.
 
     Translation i is a function of seed, number[i], direction[i] and source[i] alone.
+    With `done` it is where the sampler is after so many of its steps.
     """
-    between_points = sample_points(config, shape)
+    between_points = sample_points(config, shape, done)
 
     def between_images(model, keys, source, direction):
         dtype = compute_dtype(config)
@@ -268,13 +269,15 @@ def sample(config: ConfigDict, shape: Shape) -> Sample:
 
 
 def sample_points(
-    config: ConfigDict, shape: Shape
+    config: ConfigDict, shape: Shape, done: int | None = None
 ) -> Callable[[step.Params, sampler.Keys, Array, Array], Array]:
     """Wires `sample` where it diffuses: (params, keys, source, direction) -> ends."""
     net = network(config, shape)
     estimate = estimator(config, shape)
     solver = choose(estimate.solvers, config.sampling.solver, "sampling.solver")
     times = solver.times(config.sampling.steps)
+    if done is not None:
+        times = times[: done + 1]
 
     def translate(params, keys, source, direction):
         def apply(inputs: Array, t: Array, label: Array) -> Any:
@@ -307,11 +310,13 @@ def pair_maker(
     )
 
 
-def sampling(config: ConfigDict, shape: Shape, mesh: Mesh) -> Callable[..., Array]:
+def sampling(
+    config: ConfigDict, shape: Shape, mesh: Mesh, done: int | None = None
+) -> Callable[..., Array]:
     """`sample`, jitted over the mesh; the batch is a multiple of its devices."""
     whole, cut = parallel.replicated(mesh), parallel.split(mesh)
     jitted = jax.jit(
-        sample(config, shape),
+        sample(config, shape, done),
         in_shardings=(whole, whole, cut, cut, cut),
         out_shardings=whole,
     )
