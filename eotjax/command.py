@@ -25,6 +25,11 @@ def keep_memory() -> None:
             mallopt(option, value)
 
 
+def quiet() -> None:
+    """Silences orbax, which tells of every file, and of errors that it raises too."""
+    logging.set_verbosity(logging.FATAL)
+
+
 def exit_after(run: Callable[[], int]) -> NoReturn:
     """Runs a command and exits with the status that it returns.
 
@@ -32,8 +37,7 @@ def exit_after(run: Callable[[], int]) -> NoReturn:
     and status 1.
     """
     keep_memory()
-    # orbax tells of every file, and of errors that it raises as well.
-    logging.set_verbosity(logging.FATAL)
+    quiet()
     try:
         sys.exit(run())
     except UserError as error:

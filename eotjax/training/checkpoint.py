@@ -55,12 +55,8 @@ class Checkpoints:
         return None if latest is None else int(latest.step)
 
     def save(self, step: int, state: PyTree) -> None:
-        """Starts saving; returns once `state` may be overwritten.
-
-        Where the last one is still being written, orbax would warn of the wait.
-        """
+        """Starts saving; returns once `state` may be overwritten."""
         with _told(*self._saving):
-            self._checkpointer.wait()
             self._checkpointer.save_async(step, state)
 
     def restore(self, abstract_state: PyTree) -> PyTree:
