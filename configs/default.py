@@ -94,6 +94,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.refit.plan = 0.0  # share of the pairs that the plan goes on drawing
     c.refit.copies = 1  # views of each image that pairs are made of
     c.refit.steps = 12  # of the sampler that makes them
+    c.refit.guidance = 1.0  # away from the source's domain, as in sampling
 
     c.schedule = ConfigDict()  # of all but a bridge
     c.schedule.name = "vp_cosine"  # vp_linear, vp_cosine or ve

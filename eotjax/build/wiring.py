@@ -299,7 +299,7 @@ def pair_maker(
     """Wires the making of a bridge's own pairs, by the process that it has learnt."""
     own = config.copy_and_resolve_references()
     own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps
-    own.sampling.guidance = own.sampling.temperature = 1.0
+    own.sampling.guidance, own.sampling.temperature = config.refit.guidance, 1.0
     return refit.maker(
         sample_points(own, shape),
         views=planning.fixed_views(config),
