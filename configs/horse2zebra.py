@@ -11,9 +11,11 @@ network's features and measures by them (it needs the extra fid).
 
 A bridge of both directions, of 7.5 M parameters, its noise like the images themselves:
 between the pairs of one plan of the whole sets, then between pairs that it makes
-itself. It has run on two CPU cores only, docs/horse2zebra.md: encoding all images once
-takes 7 minutes there, training 50 pairs a second, making pairs four minutes each
-time. A step is 0.11 TFLOP and needs 0.9 GiB, the whole run 1,300 TFLOP.
+itself, twice. It has run on two CPU cores only, docs/horse2zebra.md: encoding all
+images once takes 7 minutes there, training 50 pairs a second, making pairs a quarter
+of an hour each time, all of it 2 hours 10 minutes. A step is 0.11 TFLOP and needs
+0.9 GiB, the whole run 1,030 TFLOP: at 35 % of its peak six minutes of a T4 (float32),
+fifteen seconds of a v5e, ten of an A100, which so small a network will hardly reach.
 
 :cde and :cdiffe (the estimator of the original slides) draw zebras from noise, beside
 the horse. :pixels trains without an autoencoder, :large a network of 17 times the size;
@@ -36,9 +38,9 @@ def get_config(variants: str = ""):
 
 def photographs(c) -> None:
     """Photographs at 256x256 of any two kinds, in latents."""
-    c.steps = 12_000
+    c.steps = 7_500
     c.batch_size = 32
-    c.sample_every = c.checkpoint.every = 1_000
+    c.sample_every = c.checkpoint.every = 1_500
 
     c.data.image_size = (256, 256)
     c.data.crop_margin = 32
@@ -59,8 +61,9 @@ def photographs(c) -> None:
     c.estimator.noise = "images"
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
-    c.refit.after, c.refit.every = 1_000, 1_600
-    c.refit.steps = 16  # fewer wash the pairs out
+    c.refit.after, c.refit.every = 1_500, 3_000
+    c.refit.steps = 20  # few wash the pairs out
+    c.refit.guidance = 1.5  # else zebras keep stripes, and horses need learn none
 
     c.model.patch = 2
     c.model.width = 64
@@ -74,7 +77,7 @@ def photographs(c) -> None:
 
     c.sampling.steps = 25
     c.sampling.guidance = 1.5
-    c.sampling.temperature = 0.5
+    c.sampling.temperature = 0.75
     c.sampling.batch_size = 16
 
 
@@ -110,6 +113,7 @@ def large(c) -> None:
     c.steps = 60_000
     c.batch_size = 128
     c.sample_every = c.checkpoint.every = 5_000
+    c.refit.after, c.refit.every = 12_000, 24_000
     c.model.width = 192
     c.model.multipliers = (1, 2, 3)
     c.model.blocks = 3
