@@ -11,11 +11,11 @@ network's features and measures by them (it needs the extra fid).
 
 A bridge of both directions, of 7.5 M parameters, its noise like the images themselves:
 between the pairs of one plan of the whole sets, then between pairs that it makes
-itself, twice. It has run on two CPU cores only, docs/horse2zebra.md: encoding all
-images once takes 7 minutes there, training 50 pairs a second, making pairs a quarter
-of an hour each time, all of it 2 hours 10 minutes. A step is 0.11 TFLOP and needs
-0.9 GiB, the whole run 1,030 TFLOP: at 35 % of its peak six minutes of a T4 (float32),
-fifteen seconds of a v5e, ten of an A100, which so small a network will hardly reach.
+itself. It has run on two CPU cores only, docs/horse2zebra.md: encoding all images
+once takes 7 minutes there, training 78, a quarter of an hour of them for making pairs.
+A step is 0.11 TFLOP and needs 0.9 GiB, the whole run 600 TFLOP: at 35 % of its peak
+four minutes of a T4 (float32), nine seconds of a v5e, six of an A100, which so small a
+network will hardly reach.
 
 :cde and :cdiffe (the estimator of the original slides) draw zebras from noise, beside
 the horse. :pixels trains without an autoencoder, :large a network of 17 times the size;
@@ -38,7 +38,7 @@ def get_config(variants: str = ""):
 
 def photographs(c) -> None:
     """Photographs at 256x256 of any two kinds, in latents."""
-    c.steps = 7_500
+    c.steps = 4_500
     c.batch_size = 32
     c.sample_every = c.checkpoint.every = 1_500
 
@@ -61,7 +61,7 @@ def photographs(c) -> None:
     c.estimator.noise = "images"
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
-    c.refit.after, c.refit.every = 1_500, 3_000
+    c.refit.after, c.refit.every = 1_500, 3_000  # once: a second time fades colours
     c.refit.steps = 20  # few wash the pairs out
     c.refit.guidance = 1.5  # else zebras keep stripes, and horses need learn none
 
