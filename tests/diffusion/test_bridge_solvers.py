@@ -289,7 +289,7 @@ def test_temperature_multiplies_the_noises_deviation(name):
         end = bridge.sample(
             lambda inputs, t, label: jnp.zeros_like(inputs),
             jax.random.split(jax.random.key(2), N),
-            jnp.full((N, 1), X),
+            jnp.ones((N, 1)),
             jnp.zeros(N, int),
             jnp.linspace(0, 0.5, 4),
             bridge.solvers[name].step,
