@@ -37,6 +37,17 @@ def units(bridge, t, like):
     return of_both.inputs - apart.inputs, (of_y.output - apart.output) / left
 
 
+def exact(bridge, to_y):
+    """The network that regression would end in, of to_y(x_t, t) = E[y | x_t]."""
+
+    def network(inputs, t, label):
+        of_x_t, of_way = units(bridge, t, inputs)
+        x_t = inputs / of_x_t
+        return (to_y(x_t, t[0]) - x_t) * of_way
+
+    return network
+
+
 class Gaussians(NamedTuple):
     """Source N(a, A) and target N(b, B), and their entropic plan of epsilon."""
 

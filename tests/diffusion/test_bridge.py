@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from bridges import CASES, EPSILON, SPECTRUM, N, forward, in_1d, units
+from bridges import CASES, EPSILON, SPECTRUM, N, exact, forward, in_1d, units
 from scipy.fft import dctn
 
 from eotjax.diffusion.bridge import Bridge, PairMoments, ancestral
@@ -60,11 +60,7 @@ def test_the_noise_of_an_examples_pixels_is_independent():
 
 def test_ancestral_steps_to_a_known_target_are_the_brownian_bridge():
     bridge = Bridge(EPSILON)
-
-    def network(inputs, t, label):
-        of_x_t, of_way = units(bridge, t, inputs)
-        return (Y - inputs / of_x_t) * of_way
-
+    network = exact(bridge, lambda x_t, t: Y)
     keys, source = jax.random.split(jax.random.key(2), N), jnp.full((N, 1), X)
     times = jnp.array([0.0, *TIMES, 1.0])
     path = np.hstack(  # equal keys: one path, seen ever longer

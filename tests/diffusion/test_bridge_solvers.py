@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from bridges import CASES, EPSILON, SPECTRUM, N, forward, units
+from bridges import CASES, EPSILON, SPECTRUM, N, exact, forward, units
 from scipy.fft import idctn
 
 from eotjax.diffusion import sampler
@@ -15,17 +15,6 @@ from eotjax.diffusion.bridge import Bridge, denser_to_both_ends, denser_to_the_e
 from eotjax.diffusion.noise import coloured
 
 ORDERS = {"ancestral": 1, "ddim": 1, "heun": 2, "dpmpp_2m": 2, "dpmpp_2m_sde": 2}
-
-
-def exact(bridge, pair):
-    """The network that regression would end in."""
-
-    def network(inputs, t, label):
-        of_x_t, of_way = units(bridge, t, inputs)
-        x_t = inputs / of_x_t
-        return (pair.to_y(x_t, t[0]) - x_t) * of_way
-
-    return network
 
 
 def law_at_the_end(pair, name, steps):
@@ -39,7 +28,7 @@ def law_at_the_end(pair, name, steps):
     keys = jax.random.split(jax.random.key(0), d * (steps + 1) + 10)
     source = jax.random.normal(jax.random.key(1), (len(keys), d))
     end = jax.jit(bridge.sample, static_argnums=(0, 5))(
-        exact(bridge, pair),
+        exact(bridge, pair.to_y),
         keys,
         source,
         forward(source),
@@ -122,13 +111,8 @@ def test_samples_of_one_source_part_to_two_clusters_as_the_plan_says(solver, ste
     to_y, cdf = two_ways(epsilon)
     bridge = Bridge(epsilon)
 
-    def network(inputs, t, label):
-        of_x_t, of_way = units(bridge, t, inputs)
-        x_t = inputs / of_x_t
-        return (to_y(x_t, t[0]) - x_t) * of_way
-
     end = jax.jit(bridge.sample, static_argnums=(0, 5))(
-        network,
+        exact(bridge, to_y),
         jax.random.split(jax.random.key(0), N),
         jnp.zeros((N, 1)),
         jnp.zeros(N, int),
@@ -152,13 +136,9 @@ def test_coloured_noise_makes_the_bridge_of_coloured_images(name, monkeypatch):
         return (x.reshape(len(x), 24) @ matrix).reshape(x.shape)
 
     def end(bridge, to_y, source):
-        def network(inputs, t, label):
-            of_x_t, of_way = units(bridge, t, inputs)
-            x_t = inputs / of_x_t
-            return (to_y(x_t, t[0]) - x_t) * of_way
-
         solver = bridge.solvers[name]
         times = solver.times(6)
+        network = exact(bridge, to_y)
         return bridge.sample(network, keys, source, forward(keys), times, solver.step)
 
     def to_y(x_t, t):
