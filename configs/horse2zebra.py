@@ -97,6 +97,8 @@ def conditional(name: str):
 
 def pixels(c) -> None:
     """Without an autoencoder, in patches of 4x4 pixels."""
+    c.steps = 12_000
+    c.refit.after, c.refit.every = 4_000, 8_000
     c.batch_size = 16  # 9 GiB; of 32 the blocks at the whole resolution take 14
     c.latent.weights = c.latent.license = ""
     c.coupling.pool = 32
@@ -113,7 +115,7 @@ def large(c) -> None:
     c.steps = 60_000
     c.batch_size = 128
     c.sample_every = c.checkpoint.every = 5_000
-    c.refit.after, c.refit.every = 12_000, 24_000
+    c.refit.after, c.refit.every = 20_000, 40_000
     c.model.width = 192
     c.model.multipliers = (1, 2, 3)
     c.model.blocks = 3

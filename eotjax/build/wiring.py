@@ -296,7 +296,7 @@ def rounds(config: ConfigDict, step: int) -> int:
 def pair_maker(
     config: ConfigDict, shape: Shape, mesh: Mesh
 ) -> Callable[[step.Params, step.Data, int], step.Data]:
-    """Wires the making of a bridge's own pairs, by the process that it has learnt."""
+    """Wires the making of a bridge's own pairs, by its process, which may be guided."""
     own = config.copy_and_resolve_references()
     own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps
     own.sampling.guidance, own.sampling.temperature = config.refit.guidance, 1.0
