@@ -1,6 +1,7 @@
 """What the commands share: quiet libraries, and errors as a sentence."""
 
 import ctypes
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -34,7 +35,7 @@ def exit_after(run: Callable[[], int]) -> NoReturn:
     """Runs a command and exits with the status that it returns.
 
     A UserError, or a failed read or write, ends it with one sentence on standard error
-    and status 1.
+    and status 1, Ctrl-C with one and status 130.
     """
     keep_memory()
     quiet()
@@ -42,6 +43,9 @@ def exit_after(run: Callable[[], int]) -> NoReturn:
         sys.exit(run())
     except UserError as error:
         sys.exit(f"eotjax: {error}")
+    except KeyboardInterrupt:
+        print("eotjax: interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
         sys.exit(

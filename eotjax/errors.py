@@ -1,6 +1,9 @@
 """The one kind of error a user is expected to read: a sentence, no traceback."""
 
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -18,3 +21,15 @@ def require(condition: bool, sentence: str) -> None:
     """Raises UserError(sentence) where the condition does not hold."""
     if not condition:
         raise UserError(sentence)
+
+
+def gather(calls: Iterable[Callable[[], T]]) -> list[T]:
+    """What all calls return, or one UserError of all that they raise."""
+    results, told = [], []
+    for call in calls:
+        try:
+            results.append(call())
+        except UserError as error:
+            told.append(str(error))
+    require(not told, " ".join(told))
+    return results

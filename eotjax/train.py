@@ -85,15 +85,18 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     Raises:
       UserError: something about the config, the data or the workdir is wrong.
     """
-    run = prepare.prepare(config, Path(workdir).absolute())
-    with contextlib.closing(writer_of(run)) as writer:
+    workdir = Path(workdir).absolute()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_folder.alone(workdir))
+        run = prepare.prepare(config, workdir)
+        writer = stack.enter_context(contextlib.closing(writer_of(run)))
         viewer = viewer_of(run, writer)
         with (
             Interruption() as interruption,
             contextlib.closing(run.checkpoints),  # also where the run fails
         ):
-            state = loop(run, interruption, log_of(run, writer), viewer)
-        if int(state.step) == run.config.steps:
+            state, ended = loop(run, interruption, log_of(run, writer), viewer)
+        if ended:
             finish(run, state, viewer)
             return True
     print(f"stopped at step {int(state.step)}; the same command goes on from there")
@@ -132,11 +135,15 @@ def viewer_of(run: Run, writer: logging.Writer) -> Viewer:
 
 def loop(
     run: Run, interruption: Interruption, log: logging.Log, viewer: Viewer
-) -> step.TrainState:
-    """Trains from the run's state to its last step, or to a signal; the state then."""
+) -> tuple[step.TrainState, bool]:
+    """Trains from the run's state to its last step, or to a signal.
+
+    Returns:
+      The state then, and whether no signal came.
+    """
     config, state, start = run.config, run.state, int(run.state.step)
     make_pairs = wiring.pair_maker(config, run.shape, run.mesh)
-    data, advance = run.batches(start), None
+    data, advance, stop = run.batches(start), None, False
     rounds = wiring.rounds(config, start - 1)
     for done in range(start + 1, config.steps + 1):
         earlier, rounds = rounds, wiring.rounds(config, done - 1)
@@ -156,7 +163,7 @@ def loop(
         state, values = advance(state, next(data))
         log.add(done, values)
         last = done == config.steps
-        stop = interruption.agreed(done) and not last
+        stop = interruption.agreed(done)
         if done % config.sample_every == 0 and not last and not stop:
             log.flush()
             with log.aside():
@@ -167,7 +174,7 @@ def loop(
         if stop:
             break
     log.flush()
-    return state
+    return state, not stop
 
 
 def finish(run: Run, state: step.TrainState, viewer: Viewer) -> None:

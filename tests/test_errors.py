@@ -10,6 +10,7 @@ import pytest
 
 from configs import default, folder, npz
 from eotjax import UserError, train
+from eotjax import command as commands
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +33,16 @@ def command(*arguments, module="main", devices=1):
     assert done.returncode != 0
     assert "Traceback" not in said
     return said
+
+
+def test_control_c_is_one_word_and_no_traceback(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        commands.exit_after(interrupted)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "eotjax: interrupted.\n"
 
 
 def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from eotjax import export as command
 from eotjax import parallel, train
 from eotjax.artefact import export
 from eotjax.artefact.translator import Translator
-from eotjax.build import dataset, planning, wiring
+from eotjax.build import dataset, planning, run_folder, wiring
 from eotjax.diffusion import noise
 from eotjax.errors import UserError
 from eotjax.evaluation import judge
@@ -298,24 +299,34 @@ def test_images_go_on_bit_for_bit_from_a_step_between_two_log_lines(
     ).read_bytes()
 
 
-def terminated(config_path, workdir, count):
-    """A real run of endless length, stopped once it has logged `count` steps."""
-    arguments = [
+def endless(data_path, workdir, *more):
+    """The command of a run that never ends, and never saves unless it is told to."""
+    return [
         *(sys.executable, "-m", "eotjax.main", f"--workdir={workdir}"),
         "--config=configs/npz.py:vectors,smoke",
-        f"--config.data.path={config_path}",
+        f"--config.data.path={data_path}",
         *("--config.steps=1000000", "--config.log_every=1"),
         "--config.checkpoint.every=1000000",
+        *more,
     ]
-    path, merged = workdir / "metrics.jsonl", subprocess.STDOUT
+
+
+def wait_for(path, count, process):
+    """Until a file of a process that lives has as many lines."""
+    while process.poll() is None and (
+        not path.exists() or path.read_text().count("\n") < count
+    ):
+        time.sleep(0.05)
+
+
+def terminated(data_path, workdir, count):
+    """A real run of endless length, stopped once it has logged `count` steps."""
+    arguments, merged = endless(data_path, workdir), subprocess.STDOUT
     with subprocess.Popen(
         arguments, stdout=subprocess.PIPE, stderr=merged, text=True
     ) as process:
         try:
-            while process.poll() is None and (
-                not path.exists() or path.read_text().count("\n") < count
-            ):
-                time.sleep(0.05)
+            wait_for(workdir / "metrics.jsonl", count, process)
             process.send_signal(signal.SIGTERM)
             said, _ = process.communicate()
         finally:
@@ -353,10 +364,80 @@ def test_a_signal_asks_once_and_the_handlers_come_back(number):
     assert signal.getsignal(number) is before
 
 
-def test_a_second_control_c_ends_at_once():
-    with pytest.raises(KeyboardInterrupt), Interruption():
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+# Hashing holds no lock of the interpreter's, and lets no handler run: like a compiler.
+BUSY = """
+import hashlib
+from eotjax.training.interruption import Interruption
+with Interruption():
+    print("busy", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_are_answered_at_once_whatever_runs(number):
+    with subprocess.Popen(
+        [sys.executable, "-c", BUSY], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "busy\n"
+            process.send_signal(number)
+            assert process.stdout.readline().startswith(f"{number.name}: stopping")
+            process.send_signal(number)
+            assert process.wait(timeout=10) == 128 + number
+        finally:
+            process.kill()
+
+
+def test_a_signal_to_one_of_two_processes_stops_both(vectors, tmp_path):
+    config, workdir = vectors(), tmp_path / "run"
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            endless(config.data.path, workdir, "--distributed"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ
+            | {
+                "XLA_FLAGS": "",
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(number),
+            },
+        )
+        for number in range(2)
+    ]
+    try:
+        wait_for(workdir / "metrics.jsonl", 3, processes[0])
+        processes[1].send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=60)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [143, 143], said
+    assert "stopped at step" in said[0]
+    (saved,) = (workdir / "checkpoints").iterdir()
+    assert f"stopped at step {saved.name};" in said[0]
+
+
+def test_a_signal_in_the_last_step_is_heard(smoke, tmp_path, interrupt):
+    interrupt(4)
+    assert not train.train(smoke(), tmp_path)
+    assert not (tmp_path / "export").exists()
+    interrupt(None)
+    assert train.train(smoke(), tmp_path)
+    assert (tmp_path / "export" / "evaluation.json").exists()
+
+
+def test_two_runs_never_share_a_folder(smoke, tmp_path):
+    refused = pytest.raises(UserError, match=r"another process is training in .*run")
+    with run_folder.alone(tmp_path / "run"), refused:
+        train.train(smoke(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()  # nothing was written to it
+    with run_folder.alone(tmp_path / "run"):
+        pass
 
 
 def test_the_folder_of_another_run_is_refused_by_the_keys_that_differ(trained, smoke):
@@ -432,10 +513,8 @@ def test_tensorboard_shows_the_numbers_of_metrics_jsonl(vectors, tmp_path):
     assert shown == pytest.approx({x["step"]: x["loss"] for x in lines(tmp_path)})
 
 
-def test_a_workdir_that_cannot_be_written_is_an_os_error_that_names_it(
-    vectors, tmp_path
-):
+def test_a_workdir_that_cannot_be_made_is_named(vectors, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError) as told:
-        train.train(vectors(), tmp_path / "file" / "run")
-    assert str(tmp_path / "file") in os.fspath(told.value.filename)
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match=f"{workdir} cannot be a run's folder"):
+            train.train(vectors(), workdir)

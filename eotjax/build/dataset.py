@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from eotjax.build.checks import Shape, check_arrays, check_shape
 from eotjax.data import batch, images, sources
 from eotjax.data.sources import DataSet, Domain, Four
-from eotjax.errors import UserError, choose
+from eotjax.errors import UserError, choose, gather
 from eotjax.transport import known_plan
 from eotjax.transport.known_plan import KnownPlan
 
@@ -62,14 +62,16 @@ def load(config: ConfigDict) -> DataSet:
     if isinstance(train[0], np.ndarray):
         one = train[0][0].nbytes
     resident = bool(one * sum(map(len, train)) <= c.device_gib * 2**30)
+    reads = [
+        *((side.valid, name) for side, name in zip(sides, names[:2], strict=True)),
+        *((side.test, name) for side, name in zip(sides, names[2:], strict=True)),
+    ]
     if resident and not config.latent.weights:  # latents have files of their own
-        train = list(map(sources.read_all, train, names[:2]))
+        reads = [*zip(train, names[:2], strict=True), *reads]
+    found = gather(partial(sources.read_all, *read) for read in reads)
+    train = [*found[:-4]] or train
     valid, test = (
-        [centred(x, size) for x in map(sources.read_all, domains, labels)]
-        for domains, labels in (
-            ([side.valid for side in sides], names[:2]),
-            ([side.test for side in sides], names[2:]),
-        )
+        [centred(x, size) for x in sets] for sets in (found[-4:-2], found[-2:])
     )
     if c.tint:
         valid, test = (

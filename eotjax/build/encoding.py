@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from eotjax import atomic
 from eotjax.data import images, sources
 from eotjax.data.sources import DataSet, Domain, Lazy
-from eotjax.errors import UserError
+from eotjax.errors import UserError, gather
 from eotjax.networks import latents
 from eotjax.networks.latents import Autoencoder
 
@@ -41,10 +41,10 @@ def encoded(
       UserError: images are broken, or the files cannot be written.
     """
     names = (config.data.train_source, config.data.train_target)
-    raw = [
-        _from_file(config, domain, name, space)
+    raw = gather(
+        partial(_from_file, config, domain, name, space)
         for domain, name in zip(splits[:2], names, strict=True)
-    ]
+    )
     space = latents.with_moments(space, raw)
     resident = sum(x.nbytes for x in raw) <= config.data.device_gib * 2**30
     mean, deviation = np.asarray(space.mean), np.asarray(space.deviation)

@@ -1,13 +1,16 @@
 """A run's folder belongs to one config."""
 
+import contextlib
+import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from eotjax import parallel
+from eotjax import atomic, parallel
 from eotjax.diffusion.bridge import PairMoments
 from eotjax.errors import UserError
 
@@ -26,6 +29,44 @@ FREE_KEYS = (
     "latent.license",
     "coupling.dense_gib",
 )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this run until it ends or dies; makes it, if it can.
+
+    The folder itself is locked, so that a dead run leaves no lock behind. A folder that
+    nothing was written to is removed again.
+
+    Raises:
+      UserError: another run is at work there, or there can be no such folder.
+    """
+    if not parallel.is_leader():
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be a run's folder ({error.filename}: {error.strerror}); "
+            "choose another --workdir."
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {folder}; wait for it, or choose "
+                "another --workdir."
+            ) from None
+        except OSError:
+            pass  # not every file system has locks
+        yield
+    finally:
+        os.close(lock)
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # where it is empty
 
 
 def check(folder: Path, config: ConfigDict) -> None:
@@ -105,7 +146,8 @@ def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
             ("plan.json", plan),
             ("config.json", json.loads(config.to_json())),
         ):
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+            with atomic.replacing(folder / name) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def plan(folder: Path) -> Plan:

@@ -23,7 +23,7 @@ SAVING = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 
 
 def find(folder: str | Path) -> list[Path]:
-    """The image files directly in a folder, sorted by name.
+    """The image files directly in a folder, sorted by name, but for hidden ones.
 
     Raises:
       UserError: the folder is missing, or holds no image.
@@ -31,7 +31,11 @@ def find(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the path of one.")
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    found = sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+    )
     if not found:
         raise UserError(
             f"the folder {folder} holds no image; put files of {' '.join(SUFFIXES)} "

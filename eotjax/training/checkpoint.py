@@ -2,17 +2,20 @@
 
 import contextlib
 import hashlib
+import shutil
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from eotjax import parallel
+from eotjax import atomic, parallel
 from eotjax.errors import UserError
 
-SUMS = "SHA256SUMS"  # as sha256sum -c reads it
+SUMS = "SHA256SUMS"
 
 
 @contextlib.contextmanager
@@ -21,14 +24,20 @@ def _told(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise UserError(f"cannot {what} ({lines[0]}); {remedy}") from error
+        raise UserError(f"cannot {what} ({_reason(error)}); {remedy}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in a line that can be read: orbax tells of whole trees."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[0], 200)
 
 
 class Checkpoints:
     """The checkpoints of one run: written atomically, in the background.
 
-    A save that failed raises UserError at the next call.
+    A save that failed raises UserError at the next call. SHA256SUMS is added to each
+    once it is whole, at the next call too.
     """
 
     def __init__(self, folder: str | Path, *, keep: int):
@@ -39,6 +48,7 @@ class Checkpoints:
             "mend that (is the disk full?) and give the same command again: it goes on "
             "from the last whole checkpoint.",
         )
+        self._saved: int | None = None  # without its sums yet
         policies = ocp.training
         with _told(*self._saving):
             self._checkpointer = ocp.training.Checkpointer(
@@ -57,19 +67,71 @@ class Checkpoints:
     def save(self, step: int, state: PyTree) -> None:
         """Starts saving; returns once `state` may be overwritten."""
         with _told(*self._saving):
+            self._add_sums()
             self._checkpointer.save_async(step, state)
+            self._saved = step
+
+    def _add_sums(self) -> None:
+        """Waits for the save that is under way, and adds its SHA256SUMS."""
+        saved, self._saved = self._saved, None
+        self._checkpointer.wait()
+        if saved is not None:
+            _write_sums(self._folder / str(saved))
 
     def restore(self, abstract_state: PyTree) -> PyTree:
-        """The newest state, laid out as the shardings of `abstract_state` say."""
-        newest = self._folder / str(self.latest_step())
-        remedy = f"remove {newest} to go on from the checkpoint before it."
-        with _told(f"restore {newest}", remedy):
-            return self._checkpointer.load(None, abstract_state)
+        """The newest state that is whole, laid out as `abstract_state`'s shardings say.
+
+        Newer ones that are damaged are set aside, beside the checkpoints' folder.
+
+        Raises:
+          UserError: none is whole, or they are of another network.
+        """
+        failed: dict[Path, Exception] = {}
+        for checkpoint in reversed(self._checkpointer.checkpoints):
+            path = self._folder / str(checkpoint.step)
+            try:
+                summed = (path / SUMS).exists()  # else it was killed too early
+                if summed:
+                    _check_files(path)
+                state = self._checkpointer.load(checkpoint.step, abstract_state)
+            except Exception as error:
+                failed[path] = error
+                if summed and not isinstance(error, _Damaged):
+                    break  # it is whole, and another network's: so are those before it
+            else:
+                self._set_aside(failed)
+                return state
+        newest, reason = next(iter(failed.items()))
+        raise UserError(
+            f"cannot restore {newest} ({_reason(reason)}), nor any before it; remove "
+            f"{self._folder} to begin anew."
+        ) from reason
+
+    def _set_aside(self, failed: dict[Path, Exception]) -> None:
+        if not failed:
+            return
+        place = self._folder.with_name(f"{self._folder.name}.damaged")
+        for path, error in failed.items():
+            if parallel.is_leader():
+                place.mkdir(exist_ok=True)
+                shutil.rmtree(place / path.name, ignore_errors=True)
+                path.rename(place / path.name)
+            print(
+                f"checkpoint {path.name} is damaged ({_reason(error)}): it is now in "
+                f"{place}, and the one before it is used"
+            )
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        self._checkpointer.reload()
 
     def close(self) -> None:
         """Waits until everything is on disk."""
-        with _told(*self._saving):
-            self._checkpointer.close()
+        with _told(*self._saving), contextlib.closing(self._checkpointer):
+            self._add_sums()
+
+
+class _Damaged(ValueError):
+    """A file is not as it was written."""
 
 
 def save_tree(path: str | Path, tree: PyTree) -> None:
@@ -77,9 +139,15 @@ def save_tree(path: str | Path, tree: PyTree) -> None:
     path = Path(path).absolute()
     with _told(f"write {path}", "mend that (is the disk full?) and try again."):
         ocp.save(path, tree, overwrite=True)
-        if parallel.is_leader():
-            lines = (f"{digest}  {name}\n" for name, digest in _digests(path).items())
-            (path / SUMS).write_text("".join(lines))
+        _write_sums(path)
+
+
+def _write_sums(folder: Path) -> None:
+    """Adds SHA256SUMS to a folder, as `sha256sum -c` reads it."""
+    if parallel.is_leader():
+        lines = (f"{digest}  {name}\n" for name, digest in _digests(folder).items())
+        with atomic.replacing(folder / SUMS) as temporary:
+            temporary.write_text("".join(lines))
 
 
 def _digests(folder: Path) -> dict[str, str]:
@@ -93,14 +161,14 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _check_files(folder: Path) -> None:
-    """Raises ValueError where a file of `save_tree` is not as it was written."""
+    """Raises _Damaged where a file is not as SHA256SUMS says."""
     lines = (folder / SUMS).read_text().splitlines()
     now = _digests(folder)
     for digest, name in (line.split("  ", 1) for line in lines):
         if name not in now:
-            raise ValueError(f"{name} is missing")
+            raise _Damaged(f"{name} is missing")
         if now[name] != digest:
-            raise ValueError(f"{name} is damaged")
+            raise _Damaged(f"{name} is damaged")
 
 
 def load_tree(path: str | Path, abstract: PyTree) -> PyTree:

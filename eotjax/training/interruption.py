@@ -1,30 +1,60 @@
 """Ending a run early without losing anything."""
 
+import os
 import signal
+import socket
+import threading
 
 import jax
 from jax.experimental import multihost_utils
 
 
 class Interruption:
-    """Turns SIGTERM and Ctrl-C into a stop after the current step."""
+    """Turns SIGTERM and Ctrl-C into a stop after the current step.
+
+    The first is answered at once, and a second ends the process at once, also while
+    JAX compiles or waits for a device, when Python runs no handler: the interpreter
+    writes each signal's number to a socket, which a thread reads.
+
+    Of several processes none handles them: JAX's own notice of a pre-emption, which
+    our handlers would replace, tells all of a SIGTERM to one.
+    """
 
     def __enter__(self) -> "Interruption":
         self._asked = False
-        self._before = {
-            number: signal.signal(number, self._ask)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._before = {n: signal.signal(n, self._ask) for n in numbers}
+        self._read, self._written = socket.socketpair()
+        self._written.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(self._written.fileno())
+        threading.Thread(target=self._answer, daemon=True).start()
         return self
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        self._written.close()
 
-    def _ask(self, number, _frame) -> None:
-        if self._asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
+    def _ask(self, _number, _frame) -> None:
         self._asked = True
+
+    def _answer(self) -> None:
+        """Until the socket is closed."""
+        asked = False
+        with self._read:
+            while received := self._read.recv(1):
+                number = received[0]
+                if number not in self._before:
+                    continue
+                if asked:
+                    os._exit(128 + number)  # as a shell reports it
+                asked = True
+                print(
+                    f"{signal.Signals(number).name}: stopping after this step, once "
+                    "all is saved; a second one ends the run at once",
+                    flush=True,
+                )
 
     def agreed(self, done: int) -> bool:
         """Whether to stop after step `done`; the same on every process."""

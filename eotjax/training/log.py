@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from eotjax import parallel
+from eotjax import atomic, parallel
 from eotjax.errors import UserError
 from eotjax.progress import duration
 
@@ -37,7 +37,8 @@ class Writer:
             if path.exists():
                 lines = path.read_text().splitlines()
                 kept = [line for line in lines if _step_of(line) <= step]
-                path.write_text("".join(line + "\n" for line in kept))
+                with atomic.replacing(path) as temporary:
+                    temporary.write_text("".join(line + "\n" for line in kept))
         if tensorboard:
             # TensorFlow computes nothing here; this keeps it from talking about how.
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

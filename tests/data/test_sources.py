@@ -102,6 +102,20 @@ def test_all_broken_images_of_a_folder_are_told_at_once_by_name(image_folder):
         dataset.load(config("folder", image_folder))
 
 
+def test_broken_images_of_all_folders_are_told_at_once(image_folder):
+    for name in ("trainA/x.png", "trainB/y.jpg", "testB/z.png"):
+        (image_folder / name).write_text("no image")
+    with pytest.raises(UserError, match=r"trainA/x\.png.*trainB/y\.jpg.*testB/z\.png"):
+        dataset.load(config("folder", image_folder))
+
+
+def test_hidden_files_are_passed_over(image_folder):
+    before = len(dataset.load(config("folder", image_folder)).train_source)
+    (image_folder / "trainA" / "._horse.jpg").write_text("another system's notes")
+    found = dataset.load(config("folder", image_folder))
+    assert len(found.train_source) == before
+
+
 def test_a_missing_folder_an_empty_one_and_no_path_are_refused(image_folder):
     with pytest.raises(UserError, match=r"data\.path is empty.*--config\.data\.path"):
         dataset.load(config("folder"))

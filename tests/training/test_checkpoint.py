@@ -148,7 +148,9 @@ def test_what_cannot_be_restored_is_named_with_a_way_out(tmp_path):
         checkpoints.save(number, tree)
     checkpoints.close()
     damage(tmp_path / "damaged")
-    damage(tmp_path / "c" / "2")
+    for number in (1, 2):  # damaged before their sums were known
+        (tmp_path / "c" / str(number) / checkpoint.SUMS).unlink()
+        damage(tmp_path / "c" / str(number))
     paths = [tmp_path / name for name in ("c", "missing", "damaged", "whole")]
     done = subprocess.run(
         [sys.executable, "-c", LOADS, *map(str, paths)], capture_output=True, text=True
@@ -159,4 +161,63 @@ def test_what_cannot_be_restored_is_named_with_a_way_out(tmp_path):
     assert f"parameters in {tmp_path / 'damaged'}" in damaged
     for other in (shape, names):
         assert f"parameters in {tmp_path / 'whole'}" in other
-    assert f"remove {tmp_path / 'c' / '2'}" in newest
+    assert f"cannot restore {tmp_path / 'c' / '2'}" in newest
+    assert f"remove {tmp_path / 'c'} to begin anew" in newest
+    assert len(newest) < 500
+
+
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "emptied": lambda path: path.write_bytes(b""),
+    "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "flipped": lambda path: path.write_bytes(
+        (data := path.read_bytes())[:-1] + bytes([data[-1] ^ 1])
+    ),
+    "deleted": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damaged", list(DAMAGES.values()), ids=list(DAMAGES))
+@pytest.mark.parametrize("which", ["largest", "smallest"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before_it(
+    tmp_path, capsys, damaged, which
+):
+    checkpoints = Checkpoints(tmp_path / "c", keep=3)
+    for number in (1, 2):
+        checkpoints.save(number, make_state(number))
+    checkpoints.close()
+    files = [p for p in (tmp_path / "c" / "2").rglob("*") if p.is_file()]
+    files = sorted(
+        (p for p in files if p.name != checkpoint.SUMS and p.stat().st_size),
+        key=lambda path: path.stat().st_size,
+    )
+    victim = files[-1 if which == "largest" else 0]
+    damaged(victim)
+
+    again = Checkpoints(tmp_path / "c", keep=3)
+    layout = parallel.replicated(parallel.make_mesh())
+    state = again.restore(abstract(make_state(0), layout))
+    assert_equal(state, make_state(1))
+    assert again.latest_step() == 1
+    said = capsys.readouterr().out
+    assert "checkpoint 2 is damaged" in said and victim.name in said
+    assert (tmp_path / "c.damaged" / "2").is_dir()
+    again.save(2, make_state(20))  # the run comes by there once more
+    again.close()
+    newest = Checkpoints(tmp_path / "c", keep=3)
+    assert_equal(newest.restore(abstract(make_state(0), layout)), make_state(20))
+    newest.close()
+
+
+def test_whole_checkpoints_of_another_network_are_left_alone(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", keep=3)
+    for number in (1, 2):
+        checkpoints.save(number, {"w": jnp.arange(4.0)})
+    checkpoints.close()
+    again = Checkpoints(tmp_path / "c", keep=3)
+    layout = parallel.replicated(parallel.make_mesh())
+    with pytest.raises(UserError, match=f"cannot restore {tmp_path / 'c' / '2'}"):
+        again.restore({"v": jax.ShapeDtypeStruct((4,), "float32", sharding=layout)})
+    again.close()
+    assert {p.name for p in (tmp_path / "c").iterdir()} >= {"1", "2"}
+    assert not (tmp_path / "c.damaged").exists()
