@@ -90,7 +90,7 @@ def get_config(variants: str = "") -> ConfigDict:
 
     c.refit = ConfigDict()  # of a bridge of both directions: pairs that it makes itself
     c.refit.after = 0  # steps on the plan's pairs alone; 0: these to the end
-    c.refit.every = 1_000  # steps until it makes them anew
+    c.refit.every = 1_000  # steps until it makes them anew; 0: never
     c.refit.plan = 0.0  # share of the pairs that the plan goes on drawing
     c.refit.copies = 1  # views of each image that pairs are made of
     c.refit.steps = 12  # of the sampler that makes them

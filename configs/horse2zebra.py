@@ -61,7 +61,7 @@ def photographs(c) -> None:
     c.estimator.noise = "images"
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
-    c.refit.after, c.refit.every = 1_500, 3_000  # once: a second time fades colours
+    c.refit.after, c.refit.every = 1_500, 0  # once: a second time fades colours
     c.refit.steps = 20  # few wash the pairs out
     c.refit.guidance = 1.5  # else zebras keep stripes, and horses need learn none
 
@@ -98,7 +98,7 @@ def conditional(name: str):
 def pixels(c) -> None:
     """Without an autoencoder, in patches of 4x4 pixels."""
     c.steps = 12_000
-    c.refit.after, c.refit.every = 4_000, 8_000
+    c.refit.after = 4_000
     c.batch_size = 16  # 9 GiB; of 32 the blocks at the whole resolution take 14
     c.latent.weights = c.latent.license = ""
     c.coupling.pool = 32
@@ -115,7 +115,7 @@ def large(c) -> None:
     c.steps = 60_000
     c.batch_size = 128
     c.sample_every = c.checkpoint.every = 5_000
-    c.refit.after, c.refit.every = 20_000, 40_000
+    c.refit.after = 20_000
     c.model.width = 192
     c.model.multipliers = (1, 2, 3)
     c.model.blocks = 3

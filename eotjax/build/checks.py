@@ -43,7 +43,6 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         ("coupling.max_iterations", c.coupling.max_iterations),
         ("coupling.pool", c.coupling.pool),
         ("model.patch", c.model.patch),
-        ("refit.every", c.refit.every),
         ("refit.copies", c.refit.copies),
         ("refit.steps", c.refit.steps),
         ("coupling.components", c.coupling.components),
@@ -215,9 +214,9 @@ def check_refit(config: ConfigDict) -> None:
     """Raises UserError where a bridge cannot make its own pairs."""
     c = config.refit
     require(
-        c.after >= 0 and 0 <= c.plan <= 1,
-        f"refit.after is {c.after} and refit.plan {c.plan}; the first is a number of "
-        "steps, the second a share in 0 to 1.",
+        c.after >= 0 and c.every >= 0 and 0 <= c.plan <= 1,
+        f"refit.after is {c.after}, refit.every {c.every} and refit.plan {c.plan}; the "
+        "first two are numbers of steps, the third a share in 0 to 1.",
     )
     both = config.estimator.direction == "both"
     require(

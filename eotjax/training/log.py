@@ -8,14 +8,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from eotjax import atomic, parallel
+from eotjax import atomic, errors, parallel
 from eotjax.errors import UserError
 from eotjax.progress import duration
 
@@ -76,6 +76,24 @@ class Writer:
             self._tensorboard.close()
 
 
+class Interval(NamedTuple):
+    """Some steps' metrics, summed, on the device.
+
+    Attributes:
+      done: the number of the last step.
+      steps: how many.
+      rate: steps a second.
+      total: the sums.
+      skipped: of each step, 1 or 0.
+    """
+
+    done: int
+    steps: int
+    rate: float
+    total: Mapping[str, Array]
+    skipped: list[Array]
+
+
 class Log:
     """Means of a run's metrics over an interval, read one interval late.
 
@@ -98,25 +116,29 @@ class Log:
         self._max_marginal_error = max_marginal_error
         self._sum: Mapping[str, Array] | None = None
         self._count, self._time = 0, time.monotonic()
-        self._pending: tuple[int, int, float, Mapping[str, Array]] | None = None
+        self._skipped: list[Array] = []  # of the interval's steps, 1 or 0
+        self._pending: Interval | None = None
         self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
     def add(self, done: int, values: Mapping[str, Array]) -> None:
         """Takes the metrics of step number `done`, counted from 1.
 
         Raises:
-          UserError: an earlier interval's loss was not finite, or its plans failed.
+          UserError: most steps of an earlier interval were skipped, or its plans
+            failed.
         """
         total = values if self._sum is None else self._add(self._sum, values)
         self._sum = total
         self._count += 1
+        self._skipped.append(values["skipped"])
         if done % self._every == 0 or done == self._total_steps:
             self.flush()
             # The host waits in flush for the device: between two of these moments both
             # have come equally far.
             now = time.monotonic()
-            self._pending = (done, self._count, self._count / (now - self._time), total)
-            self._sum, self._count, self._time = None, 0, now
+            rate = self._count / (now - self._time)
+            self._pending = Interval(done, self._count, rate, total, self._skipped)
+            self._sum, self._count, self._skipped, self._time = None, 0, [], now
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
@@ -130,9 +152,12 @@ class Log:
         """Prints and writes the last whole interval, and judges it."""
         if self._pending is None:
             return
-        done, count, rate, total = self._pending
+        done, count, rate, total, skipped = self._pending
         self._pending = None
         values = {name: float(x) / count for name, x in total.items()}
+        values["skipped"] *= count
+        for name in ("loss", "grad_norm"):  # means over the steps that were not
+            values[name] *= count / max(count - values["skipped"], 1)
         images_per_second = rate * self._batch_size
         print(
             f"step {done}/{self._total_steps}: loss {values['loss']:.4f}, "
@@ -144,11 +169,19 @@ class Log:
         learning_rate = float(self._learning_rate(done - 1))
         extra = {"learning_rate": learning_rate, "images_per_second": images_per_second}
         self._writer.scalars(done, {**values, **extra})
-        if not np.isfinite(values["loss"]):
-            raise UserError(
-                f"the loss is {values['loss']} at step {done}; lower "
-                "optimizer.learning_rate and start in a new --workdir."
+        if values["skipped"]:
+            first = done - count + 1
+            steps = [first + i for i, x in enumerate(skipped) if x]
+            told = (
+                f"the loss is nan or infinite, or its gradient, at step "
+                f"{', '.join(map(str, steps[:5]))}{', ...' * (len(steps) > 5)}"
             )
+            errors.require(
+                2 * len(steps) <= count,
+                f"{told}: at {len(steps)} of {count} steps; lower "
+                "optimizer.learning_rate and start in a new --workdir.",
+            )
+            print(f"{told}: skipped", flush=True)
         if not values["plan/marginal_error"] <= self._max_marginal_error:
             raise UserError(
                 f"the plans' marginal error is {values['plan/marginal_error']:.3g} at "

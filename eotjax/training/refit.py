@@ -35,11 +35,11 @@ Bridge = Callable[[PyTree, Keys, Image, Int[Array, "b"]], Image]
 def number(step: int, *, after: int, every: int) -> int:
     """How often pairs were made before step `step` + 1; 0 where they never are.
 
-    Args: after: how many steps, 0 for never; every: how many steps again.
+    Args: after: how many steps, 0 for never; every: how many steps again, 0 for never.
     """
     if not after or step < after:
         return 0
-    return 1 + (step - after) // every
+    return 1 + (step - after) // every if every else 1
 
 
 def made(side: str) -> str:

@@ -1,6 +1,7 @@
 """The training step: pair, corrupt, regress, update, average."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -89,7 +90,9 @@ def make_train_step(
       seed: the run's; every random number is a function of it and of state.step.
       both: turn every second pair round, to learn both directions.
 
-    Metrics are scalars: loss, grad_norm and the plan's statistics, mean over groups.
+    Metrics are scalars: loss, grad_norm and the plan's statistics, mean over groups. A
+    step whose loss or gradient is not finite changes nothing but the step's number and
+    the plan: it is `skipped`, 1 or 0, with a loss and a norm of 0.
     """
 
     def loss_fn(params: Params, example: Example, key: Key[Array, ""]) -> Array:
@@ -107,12 +110,21 @@ def make_train_step(
         )
         example = estimator.example(key_noise, *turned, times)
         loss, grads = jax.value_and_grad(loss_fn)(state.params, example, key_net)
+        norm = optax.tree.norm(grads)
+        sound = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        average = optax.incremental_update(params, state.ema_params, 1 - decay)
+        params, average, opt_state = jax.tree.map(
+            partial(jnp.where, sound),
+            (params, average, opt_state),
+            (state.params, state.ema_params, state.opt_state),
+        )
         metrics = {
-            "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "loss": jnp.where(sound, loss, 0),
+            "grad_norm": jnp.where(sound, norm, 0),
+            "skipped": 1 - sound.astype(jnp.float32),
             **{
                 f"plan/{name}": jnp.mean(x) for name, x in pairs.stats._asdict().items()
             },
@@ -120,7 +132,7 @@ def make_train_step(
         return state._replace(
             step=state.step + 1,
             params=params,
-            ema_params=optax.incremental_update(params, state.ema_params, 1 - decay),
+            ema_params=average,
             opt_state=opt_state,
             held=pairs.held,
         ), metrics

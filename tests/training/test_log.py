@@ -5,6 +5,7 @@ import itertools
 import jax.numpy as jnp
 import pytest
 
+from eotjax.errors import UserError
 from eotjax.training import log as logging
 
 
@@ -16,20 +17,29 @@ def clock(monkeypatch):
     return now
 
 
+def make_log(folder, **changes):
+    parts = {
+        "every": 2,
+        "total_steps": 6,
+        "batch_size": 8,
+        "learning_rate": lambda step: jnp.float32(0.1),
+        "max_marginal_error": 1.0,
+    }
+    writer = logging.Writer(folder, step=0, tensorboard=False)
+    return logging.Log(writer, **parts | changes)
+
+
+def values(loss=0.5, skipped=0.0):
+    found = {"loss": loss, "grad_norm": 2 * loss, "skipped": skipped}
+    plan = {"plan/entropy": 0.5, "plan/marginal_error": 0.5}
+    return {name: jnp.float32(x) for name, x in (found | plan).items()}
+
+
 def test_the_rate_counts_the_steps_alone(clock, tmp_path, capsys):
-    writer = logging.Writer(tmp_path, step=0, tensorboard=False)
-    log = logging.Log(
-        writer,
-        every=2,
-        total_steps=6,
-        batch_size=8,
-        learning_rate=lambda step: jnp.float32(0.1),
-        max_marginal_error=1.0,
-    )
-    names = "loss", "plan/entropy", "plan/marginal_error"
+    log = make_log(tmp_path)
     for done in itertools.count(1):
         clock[0] += 4  # seconds a step: 2 images each
-        log.add(done, {name: jnp.float32(0.5) for name in names})
+        log.add(done, values())
         if done == 3:
             with log.aside():
                 clock[0] += 1000
@@ -39,3 +49,26 @@ def test_the_rate_counts_the_steps_alone(clock, tmp_path, capsys):
     lines = logging.read(tmp_path / logging.METRICS)
     assert [line["images_per_second"] for line in lines] == [2, 2, 2]
     assert "2 images/s, 0:00:08 left" in capsys.readouterr().out
+
+
+def test_steps_that_were_skipped_are_named_and_count_for_nothing(
+    clock, tmp_path, capsys
+):
+    log = make_log(tmp_path, every=4, total_steps=8)
+    for done in range(1, 9):
+        clock[0] += 1
+        log.add(done, values(0.0, 1.0) if done in (2, 4) else values(0.5))
+    log.flush()
+    first, second = logging.read(tmp_path / logging.METRICS)
+    assert (first["loss"], first["grad_norm"], first["skipped"]) == (0.5, 1.0, 2)
+    assert (second["loss"], second["skipped"]) == (0.5, 0)
+    assert "at step 2, 4: skipped" in capsys.readouterr().out
+
+
+def test_a_run_that_skips_most_of_its_steps_stops(clock, tmp_path):
+    log = make_log(tmp_path, every=3, total_steps=6)
+    for done in range(1, 4):
+        clock[0] += 1
+        log.add(done, values(0.0, 1.0) if done > 1 else values())
+    with pytest.raises(UserError, match=r"at step 2, 3: at 2 of 3 steps; lower"):
+        log.flush()

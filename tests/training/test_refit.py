@@ -18,6 +18,8 @@ def test_pairs_are_made_at_the_steps_asked_for():
     found = [refit.number(step, after=30, every=20) for step in (0, 29, 30, 49, 50, 90)]
     assert found == [0, 0, 1, 1, 2, 4]
     assert refit.number(10**6, after=0, every=20) == 0
+    once = [refit.number(step, after=30, every=0) for step in (29, 30, 10**6)]
+    assert once == [0, 1, 1]
 
 
 def cross_moment_of_bridge(source, target, epsilon):

@@ -148,6 +148,21 @@ def test_the_average_of_the_parameters_warms_up_to_its_decay(start):
         assert average == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_a_step_of_no_finite_loss_changes_nothing_but_its_number(start, bad):
+    train_step = make_step(optimizer_of().update)
+    before, _ = train_step(start, 0.0)
+    after, metrics = train_step(before, bad)
+    assert (metrics["skipped"], metrics["loss"], metrics["grad_norm"]) == (1, 0, 0)
+    assert after.step == before.step + 1
+    jax.tree.map(
+        np.testing.assert_array_equal, after._replace(step=before.step), before
+    )
+    later, metrics = train_step(after, 0.0)
+    assert metrics["skipped"] == 0 and metrics["loss"] > 0
+    assert later.params["w"] != after.params["w"]
+
+
 def test_stratified_times_lie_one_in_each_stratum_and_are_uniform():
     keys = jax.random.split(jax.random.key(0), 2_000)
     times = np.asarray(jax.vmap(lambda key: step.stratified_times(key, 7))(keys))
