@@ -58,6 +58,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 from configs import digits, npz  # noqa: E402
 from eotjax import train as training  # noqa: E402
 from eotjax.build.run_folder import leaves  # noqa: E402
+from eotjax.training.interruption import Interruption  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--faults", action="store_true", help="try each fault many times")
 
 
 def changed(config, changes):
@@ -132,6 +137,16 @@ def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained") / "run"
     assert training.train(one_resolution(), workdir)
     return workdir
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Asks every run to stop after the given step, or, with None, no more."""
+
+    def at(step):
+        monkeypatch.setattr(Interruption, "agreed", lambda self, done: done == step)
+
+    return at
 
 
 @pytest.fixture

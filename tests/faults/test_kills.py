@@ -1,0 +1,66 @@
+"""A run that is killed, at any moment, ends as one that never was."""
+
+import os
+import subprocess
+import time
+
+import jax
+import numpy as np
+from runs import command_of, final_state, lines
+
+import eotjax
+
+STEPS = ("--config.steps=60", "--config.checkpoint.every=2")
+
+
+def begun(config, workdir):
+    """A real run, on one device."""
+    return subprocess.Popen(
+        command_of(config.data.path, workdir, *STEPS),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )
+
+
+def left(config, workdir):
+    """Everything that a run comes to, but times."""
+    logged = [
+        {name: x for name, x in line.items() if name != "images_per_second"}
+        for line in lines(workdir)
+    ]
+    artefact = eotjax.load(workdir / "export")._params
+    return logged, lines(workdir, "scores"), artefact, final_state(config, workdir)
+
+
+def test_a_run_killed_again_and_again_ends_as_one_that_never_was(
+    vectors, tmp_path, request
+):
+    """While it starts, compiles, saves, restores or exports, wherever that falls."""
+    wanted = 50 if request.config.getoption("--faults") else 3
+    config, rng = vectors(steps=60), np.random.default_rng(0)
+    start = time.monotonic()
+    said, _ = begun(config, tmp_path / "whole").communicate()
+    duration = time.monotonic() - start
+    expected = left(config, tmp_path / "whole")
+    assert [line["step"] for line in expected[0]] == list(range(1, 61)), said
+
+    kills, run = 0, 0
+    while kills < wanted:
+        workdir, run = tmp_path / f"killed{run}", run + 1
+        while True:
+            process = begun(config, workdir)
+            try:
+                moment = rng.uniform(0, duration) if kills < wanted else None
+                said, _ = process.communicate(timeout=moment)
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                said, _ = process.communicate()
+                kills += 1
+            finally:
+                process.kill()
+            assert "Traceback" not in said, said
+        assert process.returncode == 0, said
+        jax.tree.map(np.testing.assert_array_equal, left(config, workdir), expected)
