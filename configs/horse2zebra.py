@@ -12,10 +12,10 @@ network's features and measures by them (it needs the extra fid).
 A bridge of both directions, of 7.5 M parameters, its noise like the images themselves:
 between the pairs of one plan of the whole sets, then between pairs that it makes
 itself. It has run on two CPU cores only, docs/horse2zebra.md: encoding all images
-once takes 7 minutes there, training 78, a quarter of an hour of them for making pairs.
-A step is 0.11 TFLOP and needs 0.9 GiB, the whole run 600 TFLOP: at 35 % of its peak
-four minutes of a T4 (float32), nine seconds of a v5e, six of an A100, which so small a
-network will hardly reach.
+once takes 6 minutes there, training 50 (100 on an older machine), 5 of them for making
+pairs. A step is 0.11 TFLOP and needs 0.9 GiB, the whole run 1,100 TFLOP: at 35 % of its
+peak seven minutes of a T4 (float32), sixteen seconds of a v5e, ten of an A100, which so
+small a network will hardly reach.
 
 :cde and :cdiffe (the estimator of the original slides) draw zebras from noise, beside
 the horse. :pixels trains without an autoencoder, :large a network of 17 times the size;
@@ -38,7 +38,7 @@ def get_config(variants: str = ""):
 
 def photographs(c) -> None:
     """Photographs at 256x256 of any two kinds, in latents."""
-    c.steps = 4_500
+    c.steps = 9_000
     c.batch_size = 32
     c.sample_every = c.checkpoint.every = 1_500
 
@@ -61,7 +61,7 @@ def photographs(c) -> None:
     c.estimator.noise = "images"
     c.estimator.direction = "both"  # which also gives the sampler its guidance
 
-    c.refit.after, c.refit.every = 1_500, 0  # once: a second time fades colours
+    c.refit.after, c.refit.every = 2_000, 0  # once: a second time fades colours
     c.refit.steps = 20  # few wash the pairs out
     c.refit.guidance = 1.5  # else zebras keep stripes, and horses need learn none
 
