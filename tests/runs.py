@@ -1,6 +1,8 @@
-"""What a run has left in its folder, and the command of a small one."""
+"""A small run as a process of its own, and what a run has left in its folder."""
 
 import json
+import os
+import subprocess
 import sys
 
 import jax
@@ -10,14 +12,20 @@ from eotjax.build import dataset, planning, wiring
 from eotjax.training.checkpoint import Checkpoints
 
 
-def command_of(data_path, workdir, *more):
-    """Trains on vectors, and logs every step."""
-    return [
-        *(sys.executable, "-m", "eotjax.main", f"--workdir={workdir}"),
-        "--config=configs/npz.py:vectors,smoke",
-        *(f"--config.data.path={data_path}", "--config.log_every=1"),
-        *more,
-    ]
+def begun(data_path, workdir, *more, **environment):
+    """The process of a real run on vectors that logs every step; says all to stdout."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "eotjax.main", f"--workdir={workdir}"),
+            "--config=configs/npz.py:vectors,smoke",
+            *(f"--config.data.path={data_path}", "--config.log_every=1"),
+            *more,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | environment,
+    )
 
 
 def lines(workdir, name="metrics"):

@@ -1,7 +1,6 @@
 """A run stops when it is told to, at once, and nothing is lost."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -9,7 +8,7 @@ import sys
 import time
 
 import pytest
-from runs import command_of, lines
+from runs import begun, lines
 
 from eotjax import train
 from eotjax.build import run_folder
@@ -30,10 +29,7 @@ def wait_for(path, count, process):
 
 def terminated(data_path, workdir, count):
     """A real run of endless length, stopped once it has logged `count` steps."""
-    arguments, merged = command_of(data_path, workdir, *ENDLESS), subprocess.STDOUT
-    with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=merged, text=True
-    ) as process:
+    with begun(data_path, workdir, *ENDLESS) as process:
         try:
             wait_for(workdir / "metrics.jsonl", count, process)
             process.send_signal(signal.SIGTERM)
@@ -103,18 +99,12 @@ def test_a_signal_to_one_of_two_processes_stops_both(vectors, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     processes = [
-        subprocess.Popen(
-            command_of(config.data.path, workdir, *ENDLESS, "--distributed"),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ
-            | {
-                "XLA_FLAGS": "",
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(number),
-            },
+        begun(
+            *(config.data.path, workdir, *ENDLESS, "--distributed"),
+            XLA_FLAGS="",
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
         )
         for number in range(2)
     ]

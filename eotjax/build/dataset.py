@@ -62,10 +62,8 @@ def load(config: ConfigDict) -> DataSet:
     if isinstance(train[0], np.ndarray):
         one = train[0][0].nbytes
     resident = bool(one * sum(map(len, train)) <= c.device_gib * 2**30)
-    reads = [
-        *((side.valid, name) for side, name in zip(sides, names[:2], strict=True)),
-        *((side.test, name) for side, name in zip(sides, names[2:], strict=True)),
-    ]
+    held_out = [*(side.valid for side in sides), *(side.test for side in sides)]
+    reads = list(zip(held_out, names, strict=True))
     if resident and not config.latent.weights:  # latents have files of their own
         reads = [*zip(train, names[:2], strict=True), *reads]
     found = gather(partial(sources.read_all, *read) for read in reads)

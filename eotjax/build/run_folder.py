@@ -146,8 +146,7 @@ def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
             ("plan.json", plan),
             ("config.json", json.loads(config.to_json())),
         ):
-            with atomic.replacing(folder / name) as temporary:
-                temporary.write_text(json.dumps(content, indent=2) + "\n")
+            atomic.write_text(folder / name, json.dumps(content, indent=2) + "\n")
 
 
 def plan(folder: Path) -> Plan:

@@ -146,8 +146,7 @@ def _write_sums(folder: Path) -> None:
     """Adds SHA256SUMS to a folder, as `sha256sum -c` reads it."""
     if parallel.is_leader():
         lines = (f"{digest}  {name}\n" for name, digest in _digests(folder).items())
-        with atomic.replacing(folder / SUMS) as temporary:
-            temporary.write_text("".join(lines))
+        atomic.write_text(folder / SUMS, "".join(lines))
 
 
 def _digests(folder: Path) -> dict[str, str]:

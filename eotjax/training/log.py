@@ -37,8 +37,7 @@ class Writer:
             if path.exists():
                 lines = path.read_text().splitlines()
                 kept = [line for line in lines if _step_of(line) <= step]
-                with atomic.replacing(path) as temporary:
-                    temporary.write_text("".join(line + "\n" for line in kept))
+                atomic.write_text(path, "".join(line + "\n" for line in kept))
         if tensorboard:
             # TensorFlow computes nothing here; this keeps it from talking about how.
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -1,27 +1,20 @@
 """A run that is killed, at any moment, ends as one that never was."""
 
-import os
 import subprocess
 import time
 
 import jax
 import numpy as np
-from runs import command_of, final_state, lines
+from runs import begun, final_state, lines
 
 import eotjax
 
 STEPS = ("--config.steps=60", "--config.checkpoint.every=2")
 
 
-def begun(config, workdir):
-    """A real run, on one device."""
-    return subprocess.Popen(
-        command_of(config.data.path, workdir, *STEPS),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": ""},
-    )
+def run(config, workdir):
+    """On one device."""
+    return begun(config.data.path, workdir, *STEPS, XLA_FLAGS="")
 
 
 def left(config, workdir):
@@ -41,16 +34,16 @@ def test_a_run_killed_again_and_again_ends_as_one_that_never_was(
     wanted = 50 if request.config.getoption("--faults") else 3
     config, rng = vectors(steps=60), np.random.default_rng(0)
     start = time.monotonic()
-    said, _ = begun(config, tmp_path / "whole").communicate()
+    said, _ = run(config, tmp_path / "whole").communicate()
     duration = time.monotonic() - start
     expected = left(config, tmp_path / "whole")
     assert [line["step"] for line in expected[0]] == list(range(1, 61)), said
 
-    kills, run = 0, 0
+    kills, runs = 0, 0
     while kills < wanted:
-        workdir, run = tmp_path / f"killed{run}", run + 1
+        workdir, runs = tmp_path / f"killed{runs}", runs + 1
         while True:
-            process = begun(config, workdir)
+            process = run(config, workdir)
             try:
                 moment = rng.uniform(0, duration) if kills < wanted else None
                 said, _ = process.communicate(timeout=moment)
