@@ -1,6 +1,7 @@
 """What the commands share: quiet libraries, and errors as a sentence."""
 
 import ctypes
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -31,25 +32,34 @@ def quiet() -> None:
     logging.set_verbosity(logging.FATAL)
 
 
-def exit_after(run: Callable[[], int]) -> NoReturn:
-    """Runs a command and exits with the status that it returns.
+def exit_after(
+    run: Callable[[], int], end: Callable[[int], NoReturn] = sys.exit
+) -> NoReturn:
+    """Runs a command and ends, by `end`, with the status that it returns.
 
     A UserError, or a failed read or write, ends it with one sentence on standard error
     and status 1, Ctrl-C with one and status 130.
     """
     keep_memory()
     quiet()
+    for stream in (sys.stdout, sys.stderr):  # names of files may be no text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(run())
+        status = run()
     except UserError as error:
-        sys.exit(f"eotjax: {error}")
+        status = _told(f"{error}")
     except KeyboardInterrupt:
-        print("eotjax: interrupted.", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        status = _told("interrupted.", 128 + signal.SIGINT)
     except OSError as error:
         place = f" {error.filename}" if error.filename else ""
-        sys.exit(
-            f"eotjax: cannot read or write{place}: {error.strerror or error}. Mend "
-            "that and run the same command again; training goes on from its last "
-            "checkpoint."
+        status = _told(
+            f"cannot read or write{place}: {error.strerror or error}. Mend that and "
+            "run the same command again; training goes on from its last checkpoint."
         )
+    end(status)
+
+
+def _told(sentence: str, status: int = 1) -> int:
+    print(f"eotjax: {sentence}", file=sys.stderr)
+    return status

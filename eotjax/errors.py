@@ -1,5 +1,6 @@
 """The one kind of error a user is expected to read: a sentence, no traceback."""
 
+import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -15,6 +16,12 @@ def choose(options: dict[str, Any], name: str, key: str) -> Any:
     if name not in options:
         raise UserError(f"{key} is {name!r}; it must be one of {', '.join(options)}.")
     return options[name]
+
+
+def reason(error: Exception) -> str:
+    """What is wrong, in a line that can be read: libraries tell of whole trees."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return textwrap.shorten(lines[0], 200)
 
 
 def require(condition: bool, sentence: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from eotjax import command, parallel, train
+from eotjax import command, parallel, peers, train
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A config file; a variant after a colon.", lock_config=True
@@ -59,10 +59,11 @@ def run() -> int:
         if not parallel.is_leader():  # all processes would print the same
             nowhere = quiet.enter_context(open(os.devnull, "w"))
             quiet.enter_context(contextlib.redirect_stdout(nowhere))
+        quiet.enter_context(peers.watched())
         finished = train.train(CONFIG.value, WORKDIR.value)
     return 0 if finished else SIGTERM_STATUS
 
 
 if __name__ == "__main__":
     flags.mark_flag_as_required("config")
-    app.run(lambda _: command.exit_after(run), flags_parser=parse)
+    app.run(lambda _: command.exit_after(run, parallel.end), flags_parser=parse)

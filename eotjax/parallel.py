@@ -1,8 +1,11 @@
 """All devices as one: a mesh with the axis `data`, and what is laid out along it."""
 
+import faulthandler
 import os
+import signal
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -10,6 +13,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from eotjax.errors import UserError
+
+ORDERLY = (0, 128 + signal.SIGTERM)  # statuses: done, or stopped as it was told to
+LATEST = 300  # seconds, that JAX waits for a process; peers.py knows before
 
 State = TypeVar("State")  # pytrees of arrays
 Data = TypeVar("Data")
@@ -28,8 +34,21 @@ def start_processes() -> None:
         return int(os.environ[name]) if name in os.environ else None
 
     jax.distributed.initialize(
-        num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID")
+        num_processes=number("JAX_NUM_PROCESSES"),
+        process_id=number("JAX_PROCESS_ID"),
+        heartbeat_timeout_seconds=LATEST,
     )
+    # JAX aborts where the first process dies; the sentence that it says would drown.
+    faulthandler.disable()
+
+
+def end(status: int) -> NoReturn:
+    """Ends this process; one that failed does not wait for the others, as JAX would."""
+    if status not in ORDERLY and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def is_leader() -> bool:

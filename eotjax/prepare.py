@@ -1,6 +1,7 @@
 """All that a run needs, made of a config and a folder."""
 
 import itertools
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -105,6 +106,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         config.latent.channels = len(space.mean)
 
     splits = dataset.load(config)
+    run_folder.check_data(workdir, config, splits.fingerprints)
     shape = dataset.sample_shape(config, splits)
     trained = splits
     if space is not None:
@@ -147,8 +149,9 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         )
     training = wiring.training(config, shape, resident, mesh, embed)
     sample = wiring.sampling(config, shape, mesh)
-    run_folder.claim(workdir, asked, run_folder.of(config))
+    run_folder.claim(workdir, asked, run_folder.of(config, splits.fingerprints))
     abstract = jax.eval_shape(training.init)
+    check_state(abstract)
     tell_parameters(abstract.params, workdir)
     state = first_state(training, abstract, checkpoints, parallel.replicated(mesh))
     if held is not None:
@@ -167,6 +170,18 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         sample=sample,
         checkpoints=checkpoints,
         state=state,
+    )
+
+
+def check_state(state: step.TrainState) -> None:
+    """Raises UserError where a device cannot even hold the state of a run."""
+    need = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    have = parallel.memory(jax.local_devices()[0])
+    errors.require(
+        need <= have,
+        f"the state of a run, with its optimiser's, takes {need / 2**30:.1f} GiB on "
+        f"each device, which has {have / 2**30:.1f}: lower model.width, "
+        "model.multipliers or model.blocks.",
     )
 
 

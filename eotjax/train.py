@@ -71,8 +71,11 @@ class Viewer(NamedTuple):
         picture = evaluate.overview(len(sources), sources, translated)
         if parallel.is_leader():
             path = run.workdir / "samples" / f"step_{done:07d}.png"
-            path.parent.mkdir(exist_ok=True)
-            images.write(path, picture)
+            try:
+                path.parent.mkdir(exist_ok=True)
+                images.write(path, picture)
+            except OSError as error:  # on a full disk, perhaps, or a read-only one
+                print(f"cannot write {path} ({error.strerror}): training goes on")
             self.writer.image(done, "translations", picture)
 
 

@@ -57,7 +57,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from configs import digits, npz  # noqa: E402
 from eotjax import train as training  # noqa: E402
-from eotjax.build.run_folder import leaves  # noqa: E402
+from eotjax.build.checks import leaves  # noqa: E402
 from eotjax.training.interruption import Interruption  # noqa: E402
 
 

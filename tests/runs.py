@@ -2,14 +2,20 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import jax
 
+import eotjax
 from eotjax import parallel
 from eotjax.build import dataset, planning, wiring
 from eotjax.training.checkpoint import Checkpoints
+
+# Never ends, and never saves unless it is told to.
+ENDLESS = ("--config.steps=1000000", "--config.checkpoint.every=1000000")
 
 
 def begun(data_path, workdir, *more, **environment):
@@ -26,6 +32,30 @@ def begun(data_path, workdir, *more, **environment):
         text=True,
         env=os.environ | environment,
     )
+
+
+def begun_as_two(data_path, workdir, *more, second=None):
+    """The two processes of one such run; the second may have its data elsewhere."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return [
+        begun(
+            *(path, workdir, *more, "--distributed"),
+            XLA_FLAGS="",
+            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(number),
+        )
+        for number, path in enumerate((data_path, second or data_path))
+    ]
+
+
+def wait_for(path, count, process):
+    """Until a file of a process that lives has as many lines."""
+    while process.poll() is None and (
+        not path.exists() or path.read_text().count("\n") < count
+    ):
+        time.sleep(0.05)
 
 
 def lines(workdir, name="metrics"):
@@ -50,3 +80,13 @@ def final_state(config, workdir):
     )
     checkpoints.close()
     return jax.device_get(restored)
+
+
+def left(config, workdir):
+    """Everything that a run comes to, but times."""
+    logged = [
+        {name: x for name, x in line.items() if name != "images_per_second"}
+        for line in lines(workdir)
+    ]
+    artefact = eotjax.load(workdir / "export")._params
+    return logged, lines(workdir, "scores"), artefact, final_state(config, workdir)

@@ -2,29 +2,16 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import pytest
-from runs import begun, lines
+from runs import ENDLESS, begun, begun_as_two, lines, wait_for
 
 from eotjax import train
 from eotjax.build import run_folder
 from eotjax.errors import UserError
 from eotjax.training.interruption import Interruption
-
-# Never ends, and never saves unless it is told to.
-ENDLESS = ("--config.steps=1000000", "--config.checkpoint.every=1000000")
-
-
-def wait_for(path, count, process):
-    """Until a file of a process that lives has as many lines."""
-    while process.poll() is None and (
-        not path.exists() or path.read_text().count("\n") < count
-    ):
-        time.sleep(0.05)
 
 
 def terminated(data_path, workdir, count):
@@ -96,18 +83,7 @@ def test_signals_are_answered_at_once_whatever_runs(number):
 
 def test_a_signal_to_one_of_two_processes_stops_both(vectors, tmp_path):
     config, workdir = vectors(), tmp_path / "run"
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    processes = [
-        begun(
-            *(config.data.path, workdir, *ENDLESS, "--distributed"),
-            XLA_FLAGS="",
-            JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(number),
-        )
-        for number in range(2)
-    ]
+    processes = begun_as_two(config.data.path, workdir, *ENDLESS)
     try:
         wait_for(workdir / "metrics.jsonl", 3, processes[0])
         processes[1].send_signal(signal.SIGTERM)

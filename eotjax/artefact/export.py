@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from eotjax.artefact.translator import Translator, with_sampling
 from eotjax.build import wiring
 from eotjax.build.checks import Shape
 from eotjax.data import images
-from eotjax.errors import UserError, require
+from eotjax.errors import UserError, reason, require
 from eotjax.networks import latents
 from eotjax.training import checkpoint
 
@@ -100,13 +101,18 @@ def _digest(params: PyTree) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}); copy the whole folder again."
+        ) from error
 
 
-def _check(path: Path, name: str, digest: str, expected: str) -> None:
+def _check(path: Path, name: str, digest: str, expected: Mapping[str, str]) -> None:
     require(
-        digest == expected,
+        digest == expected.get(name),
         f"{path / name} is damaged (its SHA-256 is not the one in config.json); copy "
         "the whole folder again.",
     )
@@ -182,24 +188,48 @@ def load(path: str | Path, /, **sampling) -> Translator:
       UserError: nothing, or nothing readable, is there, or a value does not fit.
     """
     path = Path(path)
-    description = describe(path)
-    shape = tuple(description["shape"])
-    config = with_sampling(ConfigDict(description["config"]), shape, sampling)
-    expected, program = description["sha256"], path / stablehlo.NAME
-    if program.exists():  # it may be left out: nothing here needs it
-        _check(path, stablehlo.NAME, _sha256(program), expected[stablehlo.NAME])
-    mesh = parallel.make_mesh()
-    net = wiring.network(config, shape)
-    inputs = wiring.inputs(config, shape)
-    abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
-    params = checkpoint.load_tree(path / "params", abstract)
-    _check(path, "params", _digest(params), expected["params"])
+    described = _described(path)
+    config, shape, expected = described.config, described.shape, described.sha256
+    if sampling:
+        config = with_sampling(config, shape, sampling)
+    if (path / stablehlo.NAME).exists():  # it may be left out: nothing here needs it
+        _check(path, stablehlo.NAME, _sha256(path / stablehlo.NAME), expected)
+    params = checkpoint.load_tree(path / "params", described.abstract)
+    _check(path, "params", _digest(params), expected)
     if config.latent.weights:
-        space = latents.restore(path / SPACE)
-        _check(path, SPACE, _sha256(path / SPACE), expected[SPACE])
-        params = latents.Model(params, space)
+        _check(path, SPACE, _sha256(path / SPACE), expected)
+        params = latents.Model(params, latents.restore(path / SPACE))
+    mesh = parallel.make_mesh()
     params = parallel.put(params, parallel.replicated(mesh))
     return Translator(config, shape, params, wiring.sampling(config, shape, mesh))
+
+
+class _Described(NamedTuple):
+    """What config.json comes to: what is read next, and how it is used."""
+
+    config: ConfigDict
+    shape: Shape
+    sha256: Mapping[str, str]
+    abstract: PyTree  # the network's parameters
+
+
+def _described(path: Path) -> _Described:
+    """Raises UserError where config.json describes nothing that could be."""
+    description = describe(path)
+    try:
+        shape = tuple(map(int, description["shape"]))
+        config = with_sampling(ConfigDict(description["config"]), shape, {})
+        net, inputs = wiring.network(config, shape), wiring.inputs(config, shape)
+        wiring.sampling(config, shape, parallel.make_mesh())
+        abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+        return _Described(config, shape, dict(description["sha256"]), abstract)
+    except UserError:
+        raise
+    except Exception as error:  # what is damaged raises almost anything
+        raise UserError(
+            f"{path / 'config.json'} is damaged ({reason(error)}); copy the whole "
+            "folder again."
+        ) from error
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

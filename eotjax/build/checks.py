@@ -1,10 +1,22 @@
 """Refuses a config whose parts do not fit each other, before minutes are spent."""
 
+import math
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
 from eotjax.errors import choose, require
 from eotjax.networks import autoencoder
+
+MOST = 2**31 - 1  # of anything that is counted
+TUPLES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "data.image_size": (int, "'(256, 256)'"),
+    "model.multipliers": (int, "'(1, 2, 3)'"),
+    "model.attention": (int, "'(8,)', or none: '()'"),
+    "estimator.moments": ((int, float), "'(1.0, 1.0, 0.1)', or none: '()'"),
+}
 
 Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network sees it
 
@@ -12,6 +24,7 @@ Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network
 def check_config(config: ConfigDict, num_devices: int) -> None:
     """Raises UserError where the numbers of a config do not fit each other."""
     c = config
+    check_numbers(c)
     for name, size in (
         ("batch_size", c.batch_size),
         ("sampling.batch_size", c.sampling.batch_size),
@@ -146,6 +159,34 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     )
 
 
+def check_numbers(config: ConfigDict) -> None:
+    """Raises UserError where a number is none, or too large for what counts it."""
+    for name, value in leaves(config.to_dict()):
+        if name in TUPLES:
+            kind, example = TUPLES[name]
+            require(
+                all(isinstance(x, kind) and not isinstance(x, bool) for x in value),
+                f"{name} is {tuple(value)}; give numbers, such as {example}.",
+            )
+        for number in value if name in TUPLES else (value,):
+            if isinstance(number, float):
+                require(math.isfinite(number), f"{name} is {number}; give a number.")
+            if isinstance(number, int):
+                require(
+                    abs(number) <= MOST,
+                    f"{name} is {number}; it must be at most {MOST:,}.",
+                )
+
+
+def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts as ("a.b", value)."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def factor_of(config: ConfigDict) -> int:
     """Pixels a side of what is one position of the space that a config trains in."""
     return autoencoder.FACTOR if config.latent.weights else 1
@@ -237,6 +278,10 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
     pooled = config.coupling.cost == "pooled"
     if len(shape) == 1:
         require(not pooled, "vectors cannot be pooled; choose another coupling.cost.")
+        require(
+            not config.latent.weights,
+            "only images have latents; set latent.weights = ''.",
+        )
         require(
             config.estimator.noise == "white",
             "vectors have no waves that noise is like them in; set "

@@ -58,6 +58,7 @@ def load(config: ConfigDict) -> DataSet:
         for side in range(2)
     ]
     train = [side.train for side in sides]
+    marks = [sources.fingerprint(x, read=False) for x in train]
     one = np.prod((*stored, c.channels))  # bytes
     if isinstance(train[0], np.ndarray):
         one = train[0][0].nbytes
@@ -84,6 +85,7 @@ def load(config: ConfigDict) -> DataSet:
         valid[0],
         valid[1],
         (sides[0].trained, sides[1].trained),
+        (marks[0], marks[1]),
     )
 
 

@@ -105,7 +105,7 @@ def _digest(config: ConfigDict, domain: Domain, space: Autoencoder) -> str:
     )
     for leaf in jax.tree.leaves(space.encoder):
         digest.update(np.asarray(leaf).tobytes())
-    digest.update(sources.fingerprint(domain))
+    digest.update(bytes.fromhex(sources.fingerprint(domain)))
     return digest.hexdigest()[:32]
 
 

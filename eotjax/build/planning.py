@@ -241,6 +241,18 @@ class Trials(NamedTuple):
     entropic: search.Describe
 
 
+def steps_of_plan(config: ConfigDict) -> int:
+    """How many steps a plan of a group lasts."""
+    c = config.coupling
+    return max(c.group_size * c.draws // config.batch_size, 1)
+
+
+def first_step_of_plan(config: ConfigDict, step: int) -> int:
+    """Where the plan of step `step` + 1 was solved, counted from 0."""
+    whole = config.coupling.method == "whole"
+    return step if whole else step - step % steps_of_plan(config)
+
+
 def try_groups(
     config: ConfigDict,
     embed: cost.Embed,
@@ -249,8 +261,7 @@ def try_groups(
     mesh: Mesh,
 ) -> Trials:
     """The very plans of a run's first steps."""
-    c = config.coupling
-    each = max(c.group_size * c.draws // config.batch_size, 1)  # steps a plan
+    each = steps_of_plan(config)
     empty = nothing_held(config, lengths)
 
     @partial(jax.jit, static_argnums=0, out_shardings=parallel.replicated(mesh))

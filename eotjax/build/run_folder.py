@@ -11,8 +11,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from eotjax import atomic, parallel
+from eotjax.build.checks import leaves
 from eotjax.diffusion.bridge import PairMoments
-from eotjax.errors import UserError
+from eotjax.errors import UserError, require
 
 # A run may go on with other values of these: they do not touch its course.
 FREE_KEYS = (
@@ -119,18 +120,35 @@ class Plan(NamedTuple):
       epsilon: in units of the cost; None where no run has claimed the folder.
       moments: second moments of the pairs; None where nothing needs them.
       spectrum: of the noise, in a word; empty where it is white.
+      data: the training sets' fingerprints; none where it was not written down.
     """
 
     epsilon: float | None = None
     moments: PairMoments | None = None
     spectrum: str = ""
+    data: tuple[str, ...] = ()
 
 
-def of(config: ConfigDict) -> Plan:
-    """What a run's config, with all that was found, says."""
+def of(config: ConfigDict, data: tuple[str, ...]) -> Plan:
+    """What a run's config, with all that was found, says; and its data."""
     c = config.estimator
     moments = PairMoments(*c.moments) if c.moments else None
-    return Plan(config.coupling.epsilon, moments, c.spectrum)
+    return Plan(config.coupling.epsilon, moments, c.spectrum, data)
+
+
+def check_data(folder: Path, config: ConfigDict, data: tuple[str, ...]) -> None:
+    """Refuses to go on with other training sets than a run began with.
+
+    Raises:
+      UserError: names the set that differs.
+    """
+    names = (config.data.train_source, config.data.train_target)
+    for name, before, now in zip(names, plan(folder).data, data, strict=False):
+        require(
+            before == now,
+            f"{name} is not what the run in {folder} began with (files were added, "
+            "removed, renamed or changed): put that back, or choose a new --workdir.",
+        )
 
 
 def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
@@ -142,6 +160,8 @@ def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
             plan["moments"] = list(found.moments)
         if found.spectrum:
             plan["spectrum"] = found.spectrum
+        if found.data:
+            plan["data"] = list(found.data)
         for name, content in (
             ("plan.json", plan),
             ("config.json", json.loads(config.to_json())),
@@ -161,17 +181,9 @@ def plan(folder: Path) -> Plan:
             float(found["epsilon"]),
             PairMoments(*map(float, moments)) if moments else None,
             str(found.get("spectrum", "")),
+            tuple(map(str, found.get("data", ()))),
         )
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged ({error}); remove it, and it is made again."
         ) from error
-
-
-def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """The leaves of nested dicts as ("a.b", value)."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -160,10 +160,11 @@ def optimizer(config: ConfigDict) -> step.Optimizer:
 
 
 class Training(NamedTuple):
-    """What the loop needs: both jitted over the mesh."""
+    """What the loop needs, both jitted over the mesh; and the pairs that it draws."""
 
     init: Callable[[], step.TrainState]
     step: Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]
+    pairs: Pairing
 
 
 def train_step(
@@ -222,6 +223,7 @@ def training(
     return Training(
         jax.jit(init, out_shardings=parallel.replicated(mesh)),
         parallel.jit_step(train_step(config, shape, pair), mesh, layout),
+        pair,
     )
 
 

@@ -19,6 +19,7 @@ Pixels = UInt8[np.ndarray, "h w c"]
 AnySize = UInt8[np.ndarray, "_ _ c"]  # of several images, each of its own size
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of training images
 ALL_SUFFIXES = (*SUFFIXES, ".bmp", ".gif", ".tif", ".tiff")
+MOST_PIXELS = 100_000_000  # that are decoded; a small file may hold many more
 SAVING = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 
 
@@ -31,11 +32,10 @@ def find(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the path of one.")
-    found = sorted(
-        p
-        for p in folder.iterdir()
-        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-    )
+    named = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    found = [p for p in named if not p.name.startswith(".")]
+    if len(found) < len(named):
+        print(f"{folder}: {len(named) - len(found)} hidden files are passed over")
     if not found:
         raise UserError(
             f"the folder {folder} holds no image; put files of {' '.join(SUFFIXES)} "
@@ -67,10 +67,16 @@ def decode(
     Of an animation the first frame; for the rest see `to_pixels`.
 
     Raises:
-      UserError: the file is no image that Pillow can read to its end.
+      UserError: the file is no image that Pillow can read to its end, or one of more
+        than MOST_PIXELS.
     """
     try:
         with quiet(), Image.open(path) as image:
+            pixels = image.width * image.height
+            if pixels > MOST_PIXELS:
+                raise ValueError(
+                    f"{image.width}x{image.height} pixels, over {MOST_PIXELS:,}"
+                )
             return to_pixels(image, size=size, channels=channels, fit=fit)
     except Exception as error:  # Pillow's readers stumble in many ways
         raise UserError(

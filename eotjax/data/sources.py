@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import io
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +13,9 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from eotjax import arrays
 from eotjax.data import images
-from eotjax.errors import UserError
+from eotjax.errors import UserError, require
 from eotjax.progress import Progress
 
 AHEAD = 64  # images that are decoded before they are asked for
@@ -31,11 +31,13 @@ class Lazy:
       length: how many there are.
       read: i -> image i, decoded.
       stored: i -> the bytes that image i is decoded from.
+      mark: i -> what tells image i from others without reading it.
     """
 
     length: int
     read: Callable[[int], np.ndarray]
     stored: Callable[[int], bytes]
+    mark: Callable[[int], str] = str
 
     def __len__(self) -> int:
         return self.length
@@ -65,7 +67,7 @@ class DataSet(NamedTuple):
     `resident` tells that the training arrays are small enough for the device's memory.
     The validation sets are cut from the training sets, and empty where none is wanted.
     `trained` marks, side by side, which of the stored images are still trained on; None
-    for all.
+    for all. `fingerprints` tell the stored training sets from others, side by side.
     """
 
     train_source: Domain
@@ -76,6 +78,7 @@ class DataSet(NamedTuple):
     valid_source: np.ndarray = np.empty(0)
     valid_target: np.ndarray = np.empty(0)
     trained: tuple[np.ndarray, np.ndarray] | None = None
+    fingerprints: tuple[str, str] = ("", "")
 
 
 def read_all(domain: Domain, label: str) -> np.ndarray:
@@ -131,11 +134,17 @@ def take(domain: Domain, index: np.ndarray) -> Domain:
         len(index),
         lambda i: domain.read(int(index[i])),
         lambda i: domain.stored(int(index[i])),
+        lambda i: domain.mark(int(index[i])),
     )
 
 
-def fingerprint(domain: Domain) -> bytes:
-    """A digest of what a domain's images are made of, and of their order."""
+def fingerprint(domain: Domain, *, read: bool = True) -> str:
+    """A digest of what a domain's images are made of, and of their order.
+
+    Args:
+      domain: whose.
+      read: all that is stored; else only files' names and sizes are looked at.
+    """
     digest = hashlib.sha256()
     if isinstance(domain, np.ndarray):
         digest.update(f"{domain.dtype} {domain.shape}".encode())
@@ -143,8 +152,9 @@ def fingerprint(domain: Domain) -> bytes:
             digest.update(part.tobytes())
     else:
         for index in range(len(domain)):
-            digest.update(hashlib.sha256(domain.stored(index)).digest())
-    return digest.digest()
+            said = domain.stored(index) if read else domain.mark(index).encode()
+            digest.update(hashlib.sha256(said).digest())
+    return digest.hexdigest()
 
 
 def at(domain: Domain, index: Iterable[int]) -> np.ndarray:
@@ -232,6 +242,7 @@ def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Domain]:
             len(paths),
             lambda index: decode_one(paths[index]),
             lambda index: paths[index].read_bytes(),
+            lambda index: f"{paths[index].name!a} {paths[index].stat().st_size}",
         )
 
     return Four(*map(split, range(4), names, decode))
@@ -285,6 +296,7 @@ def tfds(
             len(records),
             lambda index: decode_one(io.BytesIO(records[index]["image"])),
             lambda index: records[index]["image"],
+            lambda index: f"{builder.info.full_name} {index}",
         )
 
     return Four(*map(split, names, decode))
@@ -323,21 +335,18 @@ def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]
       key: of the config that holds the path, for messages.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            absent = [name for name in names[:2] if name not in arrays]
-            if absent:
-                raise UserError(
-                    f"{path} has no array {', '.join(absent)}; it has "
-                    f"{', '.join(arrays)}."
-                )
-            splits = Four(*(arrays.get(x, NONE) for x in names))
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
+        found = arrays.read(path)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read {path or key!r} ({error}); it must be a .npz file of "
             f"plain arrays, as numpy.savez writes it: --config.{key}=FILE."
         ) from error
+    absent = [name for name in names[:2] if name not in found]
+    require(
+        not absent,
+        f"{path} has no array {', '.join(absent)}; it has {', '.join(found)}.",
+    )
+    splits = Four(*(found.get(x, NONE) for x in names))
     for name, array in zip(names, splits, strict=True):
         image = array.dtype == np.uint8 and array.ndim == 4
         vector = array.dtype == np.float32 and array.ndim == 2
@@ -347,6 +356,14 @@ def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]
             raise UserError(
                 f"{name} in {path} is {array.dtype} {array.shape}; all four arrays "
                 "must be uint8 [n, h, w, c] of one size or float32 [n, d] of one d."
+            )
+        if vector:
+            broken = np.flatnonzero(~np.isfinite(array).all(axis=1))
+            require(
+                not len(broken),
+                f"{name} in {path} is nan or infinite in {len(broken)} of its "
+                f"{len(array)} rows, the first of them {broken[:1]}; mend or remove "
+                "them.",
             )
     return splits
 

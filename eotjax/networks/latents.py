@@ -1,6 +1,5 @@
 """The space of a frozen autoencoder: images to standardised latents and back."""
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from flax.traverse_util import unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from eotjax import arrays
 from eotjax.errors import UserError
 from eotjax.networks import autoencoder, weights
 from eotjax.networks.autoencoder import Images
@@ -76,12 +76,12 @@ def restore(path: Path) -> Autoencoder:
       UserError: there is no such file, or it is another one.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            flat = {
-                tuple(name.split("/")): jnp.asarray(x) for name, x in arrays.items()
-            }
+        flat = {
+            tuple(name.split("/")): jnp.asarray(x)
+            for name, x in arrays.read(path).items()
+        }
         return Autoencoder(**unflatten_dict(flat))
-    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise UserError(
             f"cannot read the autoencoder {path} ({error}); copy the export again."
         ) from error

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import shutil
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from eotjax import atomic, parallel
-from eotjax.errors import UserError
+from eotjax.errors import UserError, reason
 
 SUMS = "SHA256SUMS"
 
@@ -24,13 +23,7 @@ def _told(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise UserError(f"cannot {what} ({_reason(error)}); {remedy}") from error
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong, in a line that can be read: orbax tells of whole trees."""
-    lines = str(error).splitlines() or [type(error).__name__]
-    return textwrap.shorten(lines[0], 200)
+        raise UserError(f"cannot {what} ({reason(error)}); {remedy}") from error
 
 
 class Checkpoints:
@@ -101,11 +94,11 @@ class Checkpoints:
             else:
                 self._set_aside(failed)
                 return state
-        newest, reason = next(iter(failed.items()))
+        newest, cause = next(iter(failed.items()))
         raise UserError(
-            f"cannot restore {newest} ({_reason(reason)}), nor any before it; remove "
+            f"cannot restore {newest} ({reason(cause)}), nor any before it; remove "
             f"{self._folder} to begin anew."
-        ) from reason
+        ) from cause
 
     def _set_aside(self, failed: dict[Path, Exception]) -> None:
         if not failed:
@@ -117,7 +110,7 @@ class Checkpoints:
                 shutil.rmtree(place / path.name, ignore_errors=True)
                 path.rename(place / path.name)
             print(
-                f"checkpoint {path.name} is damaged ({_reason(error)}): it is now in "
+                f"checkpoint {path.name} is damaged ({reason(error)}): it is now in "
                 f"{place}, and the one before it is used"
             )
         if jax.process_count() > 1:

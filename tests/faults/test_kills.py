@@ -5,9 +5,7 @@ import time
 
 import jax
 import numpy as np
-from runs import begun, final_state, lines
-
-import eotjax
+from runs import begun, left
 
 STEPS = ("--config.steps=60", "--config.checkpoint.every=2")
 
@@ -15,16 +13,6 @@ STEPS = ("--config.steps=60", "--config.checkpoint.every=2")
 def run(config, workdir):
     """On one device."""
     return begun(config.data.path, workdir, *STEPS, XLA_FLAGS="")
-
-
-def left(config, workdir):
-    """Everything that a run comes to, but times."""
-    logged = [
-        {name: x for name, x in line.items() if name != "images_per_second"}
-        for line in lines(workdir)
-    ]
-    artefact = eotjax.load(workdir / "export")._params
-    return logged, lines(workdir, "scores"), artefact, final_state(config, workdir)
 
 
 def test_a_run_killed_again_and_again_ends_as_one_that_never_was(

@@ -1,0 +1,129 @@
+"""The pairs that a step trained on: python -m eotjax.pairs --workdir=RUN --step=N.
+
+They are a function of the run's seed and the step's number: a step that was skipped,
+since its loss was not finite, can be looked at afterwards.
+"""
+
+import argparse
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from eotjax import atomic, command, prepare
+from eotjax.build import planning, run_folder, wiring
+from eotjax.data import images, sources
+from eotjax.errors import require
+from eotjax.networks import latents
+from eotjax.prepare import Run
+
+ACROSS = 8  # pairs in a row of the picture
+AT_ONCE = 8  # latents that are decoded together
+
+Points = Float[np.ndarray, "b ..."]
+
+
+def of_step(run: Run, done: int) -> tuple[Points, Points]:
+    """Sources and targets that step number `done`, counted from 1, trained on.
+
+    Raises:
+      UserError: the run has not come so far, or has thrown away what made them.
+    """
+    config, at, trained = run.config, done - 1, int(run.state.step)
+    require(
+        0 < done <= trained,
+        f"there is no step {done} in {run.workdir}, whose last checkpoint is of step "
+        f"{trained}; give one from 1 to {trained}.",
+    )
+    data, rounds = next(run.batches(at)), wiring.rounds(config, at)
+    if rounds:
+        require(
+            rounds == wiring.rounds(config, trained - 1),
+            f"the bridge made the pairs of step {done} with parameters that are no "
+            "longer kept; give a later step.",
+        )
+        make = wiring.pair_maker(config, run.shape, run.mesh)
+        data = data | make(run.state.maker, data, rounds)
+    draw = jax.jit(run.training.pairs)
+    drawn = draw(planning.first_step_of_plan(config, at), run.state.held, data)
+    drawn = draw(at, drawn.held, data)
+    return jax.device_get((drawn.source, drawn.target))
+
+
+def decoded(run: Run, points: Points) -> Points:
+    """Points as images in [-1, 1], out of the latents where the run is in these."""
+    if run.space is None:
+        return points
+    model = jax.jit(latents.decode, static_argnums=2)
+    dtype = wiring.compute_dtype(run.config)
+    parts = [
+        np.asarray(model(run.space, points[rows], dtype))[:new]
+        for rows, new in sources.filled(len(points), AT_ONCE)
+    ]
+    return np.concatenate(parts)
+
+
+def picture(source: Points, target: Points) -> images.Pixels:
+    """Images in [-1, 1]: rows of sources, below each the targets of their pairs."""
+    sides = [images.to_uint8(x) for x in (source, target)]
+    rows = [
+        side[start : start + ACROSS]
+        for start in range(0, len(source), ACROSS)
+        for side in sides
+    ]
+    return images.grid(rows, zoom=max(64 // source.shape[1], 1))
+
+
+def write(workdir: Path, done: int, output: Path | None = None) -> Path:
+    """Writes the pairs of a step as a picture, those of vectors as an .npz file.
+
+    Returns:
+      The file: `output`, or one in the run's folder.
+
+    Raises:
+      UserError: there is no such run or step.
+    """
+    run = prepare.prepare(run_folder.config(workdir), workdir)
+    run.checkpoints.close()
+    source, target = of_step(run, done)
+    broken = [
+        row
+        for row, pair in enumerate(zip(source, target, strict=True))
+        if not all(np.isfinite(x).all() for x in pair)
+    ]
+    print(
+        f"step {done}: {len(source)} pairs, "
+        + (f"rows {broken} are nan or infinite" if broken else "all finite")
+    )
+    vectors = len(run.shape) == 1
+    suffix = ".npz" if vectors else ".png"
+    path = output or workdir / f"pairs_{done:07d}{suffix}"
+    if vectors:
+        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, source=source, target=target)
+    else:
+        images.write(path, picture(*(decoded(run, x) for x in (source, target))))
+    return path
+
+
+def run() -> int:
+    """Writes the pairs of the step that the command line names."""
+    parser = argparse.ArgumentParser(
+        description="Writes the pairs that a step of a run trained on."
+    )
+    parser.add_argument("--workdir", required=True, help="the folder of a run")
+    parser.add_argument("--step", required=True, type=int, help="counted from 1")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="a picture, of vectors an .npz file (default: in WORKDIR)",
+    )
+    arguments = parser.parse_args()
+    workdir = Path(arguments.workdir).absolute()
+    print(f"wrote {write(workdir, arguments.step, arguments.output)}")
+    return 0
+
+
+if __name__ == "__main__":
+    command.exit_after(run)

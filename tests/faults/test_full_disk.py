@@ -1,0 +1,62 @@
+"""On a full disk there is one sentence; with room again the run ends as any other."""
+
+import contextlib
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+from runs import begun, left
+
+STEPS = ("--config.steps=30", "--config.checkpoint.every=2", "--config.sample_every=10")
+
+
+@contextlib.contextmanager
+def disk(folder, size):
+    """A file system of so many KiB; gives what changes its size."""
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={size}k", "eotjax", str(folder)]
+    if subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("file systems cannot be mounted here")
+
+    def resize(size):
+        subprocess.run(["mount", "-o", f"remount,size={size}k", folder], check=True)
+
+    try:
+        yield resize
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def run(config, workdir):
+    """On one device."""
+    with begun(config.data.path, workdir, *STEPS, XLA_FLAGS="") as process:
+        said, _ = process.communicate()
+    return process.returncode, said
+
+
+def test_a_run_on_a_full_disk_says_so_and_goes_on_with_room(vectors, tmp_path, request):
+    """Full at any place, from its first file to its last."""
+    config = vectors()
+    status, said = run(config, tmp_path / "whole")
+    assert status == 0, said
+    expected = left(config, tmp_path / "whole")
+    most = int(subprocess.check_output(["du", "-sk", tmp_path / "whole"]).split()[0])
+    count = 12 if request.config.getoption("--faults") else 2
+    refused = 0
+    for number, size in enumerate(np.linspace(8, 1.1 * most, count).astype(int)):
+        folder = tmp_path / f"disk{number}"
+        with disk(folder, size) as resize:
+            status, said = run(config, folder / "run")
+            print(f"{size} KiB of {most}: {said.splitlines()[-1]}")
+            if status:
+                refused += 1
+                assert status == 1 and "Traceback" not in said, said
+                assert said.splitlines()[-1].startswith("eotjax: "), said
+                resize(4 * most)
+                status, said = run(config, folder / "run")
+            assert status == 0 and "Traceback" not in said, said
+            jax.tree.map(
+                np.testing.assert_array_equal, left(config, folder / "run"), expected
+            )
+    assert refused
