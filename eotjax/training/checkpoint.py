@@ -5,6 +5,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -41,7 +42,7 @@ class Checkpoints:
             "mend that (is the disk full?) and give the same command again: it goes on "
             "from the last whole checkpoint.",
         )
-        self._saved: int | None = None  # without its sums yet
+        self._saving_now: tuple[int, Any] | None = None  # without its sums yet
         policies = ocp.training
         with _told(*self._saving):
             self._checkpointer = ocp.training.Checkpointer(
@@ -61,15 +62,15 @@ class Checkpoints:
         """Starts saving; returns once `state` may be overwritten."""
         with _told(*self._saving):
             self._add_sums()
-            self._checkpointer.save_async(step, state)
-            self._saved = step
+            self._saving_now = step, self._checkpointer.save_async(step, state)
 
     def _add_sums(self) -> None:
         """Waits for the save that is under way, and adds its SHA256SUMS."""
-        saved, self._saved = self._saved, None
-        self._checkpointer.wait()
-        if saved is not None:
-            _write_sums(self._folder / str(saved))
+        saving, self._saving_now = self._saving_now, None
+        if saving is not None:
+            step, response = saving
+            response.result()  # which, unlike waiting alone, ends its thread
+            _write_sums(self._folder / str(step))
 
     def restore(self, abstract_state: PyTree) -> PyTree:
         """The newest state that is whole, laid out as `abstract_state`'s shardings say.

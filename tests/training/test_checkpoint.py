@@ -1,8 +1,10 @@
 """What was saved comes back bit for bit, or it is said why not."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -221,3 +223,17 @@ def test_whole_checkpoints_of_another_network_are_left_alone(tmp_path):
     again.close()
     assert {p.name for p in (tmp_path / "c").iterdir()} >= {"1", "2"}
     assert not (tmp_path / "c.damaged").exists()
+
+
+def test_saving_leaves_no_thread_and_no_file_open(tmp_path):
+    """Else a run of some thousand checkpoints would come to its limit of files."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+
+    def used(number):
+        checkpoints.save(number, make_state(number))
+        return threading.active_count(), len(os.listdir("/proc/self/fd"))
+
+    used_by = [used(number) for number in range(24)]  # the last save is under way
+    checkpoints.close()
+    (threads, files), (most_threads, most_files) = used_by[1], used_by[-1]
+    assert most_threads < threads + 8 and most_files < files + 20, used_by
