@@ -280,6 +280,22 @@ def test_what_does_not_touch_its_course_may_change_when_a_run_goes_on(
     assert json.loads((again / "config.json").read_text())["sampling"]["grid"] == 3
 
 
+def test_a_run_does_not_go_on_with_other_data(vectors, tmp_path):
+    config, path = vectors(steps=2), tmp_path / "vectors.npz"
+    assert train.train(config, tmp_path / "run")
+    with np.load(path) as whole:
+        arrays = dict(whole)
+    for name, other in (
+        ("trainA", arrays["trainA"][::-1]),  # in another order
+        ("trainB", arrays["trainB"][1:]),
+    ):
+        np.savez(path, **arrays | {name: other})
+        with pytest.raises(UserError, match=rf"{name} is not what the run in .* began"):
+            train.train(config, tmp_path / "run")
+    np.savez(path, **arrays | {"testA": arrays["testA"][1:]})
+    assert train.train(config, tmp_path / "run")  # none of its steps saw that
+
+
 def test_a_damaged_config_of_a_run_is_named(smoke, tmp_path):
     (tmp_path / "config.json").write_text('{"seed": ')
     with pytest.raises(UserError, match=r"config\.json is damaged"):

@@ -138,9 +138,11 @@ def describe(path: str | Path) -> dict:
             missing = set(CONTENTS) - set(description)
             if missing:
                 raise KeyError(*missing)
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except Exception as error:  # what is damaged raises almost anything
+        lacks = f"its config.json has no {error}"
+        what = lacks if isinstance(error, KeyError) else reason(error)
         raise UserError(
-            f"{path} is no eotjax export ({error}); give the folder `export` of a "
+            f"{path} is no eotjax export ({what}); give the folder `export` of a "
             "workdir whose training has ended."
         ) from error
     if version != FORMAT:

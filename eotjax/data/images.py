@@ -35,7 +35,7 @@ def find(folder: str | Path) -> list[Path]:
     named = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     found = [p for p in named if not p.name.startswith(".")]
     if len(found) < len(named):
-        print(f"{folder}: {len(named) - len(found)} hidden files are passed over")
+        print(f"hidden files passed over in {folder}: {len(named) - len(found)}")
     if not found:
         raise UserError(
             f"the folder {folder} holds no image; put files of {' '.join(SUFFIXES)} "

@@ -1,6 +1,8 @@
 """Every data source gives the arrays that lie in its files, or says what is wrong."""
 
+import shutil
 import zipfile
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +15,7 @@ from eotjax.data import images, sources
 from eotjax.errors import UserError
 
 NAMES = ("trainA", "trainB", "testA", "testB")
+DECODE = partial(images.decode, size=(20, 24), channels=3)
 
 
 def rows(array):
@@ -109,11 +112,42 @@ def test_broken_images_of_all_folders_are_told_at_once(image_folder):
         dataset.load(config("folder", image_folder))
 
 
-def test_hidden_files_are_passed_over(image_folder):
+def test_hidden_files_are_passed_over_and_counted(image_folder, capsys):
     before = len(dataset.load(config("folder", image_folder)).train_source)
     (image_folder / "trainA" / "._horse.jpg").write_text("another system's notes")
     found = dataset.load(config("folder", image_folder))
     assert len(found.train_source) == before
+    assert "trainA: 1\n" in capsys.readouterr().out
+
+
+def test_a_folder_is_told_from_others_by_names_and_sizes(image_folder, tmp_path):
+    def mark(folder):
+        names = sources.Four(*[folder.name] * 4)
+        found = sources.folder(str(folder.parent), names, sources.Four(*[DECODE] * 4))
+        return sources.fingerprint(found.train_source, read=False)
+
+    first = mark(image_folder / "trainA")
+    elsewhere = shutil.copytree(image_folder / "trainA", tmp_path / "elsewhere")
+    assert mark(elsewhere) == first
+    one, *_, last = sorted(elsewhere.iterdir())
+    for change in (
+        lambda: one.write_bytes(one.read_bytes() + b"."),
+        lambda: last.rename(elsewhere / "a.png"),
+        lambda: shutil.copy(one, elsewhere / "b.png"),
+    ):
+        before = mark(elsewhere)
+        change()
+        assert mark(elsewhere) not in (before, first)
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"bomb.png .*20000x20000|400000000 pixels"):
+        DECODE(tmp_path / "bomb.png")
+    Image.new("1", (10_000, 10_001)).save(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match=r"bomb.png .*10000x10001 pixels, over 100,000"):
+        DECODE(tmp_path / "bomb.png")
 
 
 def test_a_missing_folder_an_empty_one_and_no_path_are_refused(image_folder):
