@@ -12,7 +12,7 @@ from runs import final_state, lines
 
 import eotjax
 from eotjax import export as command
-from eotjax import parallel, train
+from eotjax import parallel, prepare, train
 from eotjax.artefact import export
 from eotjax.artefact.translator import Translator
 from eotjax.build import dataset
@@ -87,7 +87,16 @@ def test_the_last_step_translates_its_test_images_once(smoke, tmp_path, monkeypa
 def test_a_step_that_no_device_can_hold_is_refused_before_it_is_run(
     smoke, tmp_path, monkeypatch
 ):
+    abstract = []
+    check = prepare.check_state
+    monkeypatch.setattr(
+        prepare, "check_state", lambda x: (abstract.append(x), check(x))
+    )
     monkeypatch.setattr(parallel, "memory", lambda device: 2**10)
+    with pytest.raises(UserError, match=r"the state of a run.* lower model\.width"):
+        train.train(smoke(), tmp_path)
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    monkeypatch.setattr(parallel, "memory", lambda device: whole)
     with pytest.raises(
         UserError, match=r"needs 0\.\d GiB .* has 0\.0: lower batch_size"
     ):
