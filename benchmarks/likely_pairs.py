@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from configs import horse2zebra
 from eotjax import prepare
-from eotjax.data import images, sources
+from eotjax.data import domains, images
 from eotjax.evaluation import measures
 from eotjax.transport import sinkhorn
 
@@ -32,17 +32,17 @@ def likeliest(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
         run.checkpoints.close()
         sets, plan = run.on_device, run.state.held
         assert sets is not None  # the sets lie on the device for a whole plan
-        rows = sources.evenly(len(sets["source_points"]), SOURCES)
+        rows = domains.evenly(len(sets["source_points"]), SOURCES)
         cost = sinkhorn.half_squared_distance(
             sets["source_points"][rows], sets["target_points"]
         )
         logits = sinkhorn.row_logits(cost, plan.g, run.config.coupling.epsilon)
         best = np.asarray(jax.lax.top_k(logits, TARGETS)[1])
-        domains = run.splits.train_source, run.splits.train_target
+        stored = run.splits.train_source, run.splits.train_target
         size = tuple(config.data.image_size)
 
         def read(side: int, index: np.ndarray) -> np.ndarray:
-            return images.centre(sources.at(domains[side], index), size)
+            return images.centre(domains.at(stored[side], index), size)
 
         targets = read(1, best.reshape(-1))
         return read(0, rows), targets.reshape(SOURCES, TARGETS, *targets.shape[1:])

@@ -53,7 +53,7 @@ from eotjax import command, parallel, train
 from eotjax.artefact import export
 from eotjax.build import dataset, planning, wiring
 from eotjax.build.checks import Shape
-from eotjax.data.sources import DataSet
+from eotjax.data.domains import DataSet
 from eotjax.evaluation import evaluate
 from eotjax.transport import cost
 

@@ -3,16 +3,28 @@
 import math
 import os
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib import format
 
+from eotjax import atomic
+from eotjax.errors import reason
+
 HEADERS = {(1, 0): format.read_array_header_1_0, (2, 0): format.read_array_header_2_0}
 
 
-def read(path: str | Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+class Found(NamedTuple):
+    """What is read of an .npz file, and the names of all that it holds."""
+
+    arrays: dict[str, np.ndarray]
+    names: list[str]
+
+
+def read(path: str | Path | BytesIO, names: Iterable[str] | None = None) -> Found:
     """The arrays of an .npz file: those of `names` that it has, or all.
 
     Raises:
@@ -22,7 +34,7 @@ def read(path: str | Path, names: Iterable[str] | None = None) -> dict[str, np.n
     try:
         with zipfile.ZipFile(path) as archive:
             within = {i.filename.removesuffix(".npy"): i for i in archive.infolist()}
-            wanted = [x for x in (within if names is None else names) if x in within]
+            wanted = within.keys() if names is None else within.keys() & set(names)
             need = sum(_size(archive, within[name]) for name in wanted)
             have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             if need > have:
@@ -30,11 +42,12 @@ def read(path: str | Path, names: Iterable[str] | None = None) -> dict[str, np.n
                     f"its arrays take {need / 2**30:.1f} GiB, this machine has "
                     f"{have / 2**30:.1f}"
                 )
-            return {name: _array(archive, within[name]) for name in wanted}
+            found = {x: _array(archive, within[x]) for x in within if x in wanted}
+            return Found(found, list(within))
     except (OSError, ValueError):
         raise
     except Exception as error:  # what is damaged raises almost anything
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(reason(error)) from error
 
 
 def _size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
@@ -55,3 +68,9 @@ def _size(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> int:
 def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     with archive.open(member) as file:
         return format.read_array(file, allow_pickle=False)
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz file, whole or not at all."""
+    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)

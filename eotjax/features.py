@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eotjax import atomic, command
+from eotjax import arrays, atomic, command
 from eotjax.data import images
 from eotjax.errors import UserError
 from eotjax.evaluation import classifier
@@ -73,14 +73,13 @@ def make(
         progress.update(len(few))
         return found
 
-    arrays = {
+    features = {
         name: np.concatenate([part(name, i) for i in range(0, len(found), AT_ONCE)])
         for name, found in paths.items()
     }
-    with atomic.replacing(output) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    arrays.write(output, features)
     shutil.rmtree(partly)
-    for name, array in arrays.items():
+    for name, array in features.items():
         print(f"{name}: {array.shape[0]} images, {array.shape[1]} features each")
     print(f"wrote {output}")
 

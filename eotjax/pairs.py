@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from eotjax import atomic, command, prepare
+from eotjax import arrays, command, prepare
 from eotjax.build import planning, run_folder, wiring
-from eotjax.data import images, sources
+from eotjax.data import domains, images
 from eotjax.errors import require
 from eotjax.networks import latents
 from eotjax.prepare import Run
@@ -46,8 +46,10 @@ def of_step(run: Run, done: int) -> tuple[Points, Points]:
         make = wiring.pair_maker(config, run.shape, run.mesh)
         data = data | make(run.state.maker, data, rounds)
     draw = jax.jit(run.training.pairs)
-    drawn = draw(planning.first_step_of_plan(config, at), run.state.held, data)
-    drawn = draw(at, drawn.held, data)
+    held, first = run.state.held, planning.first_step_of_plan(config, at)
+    if first < at:
+        held = draw(first, held, data).held
+    drawn = draw(at, held, data)
     return jax.device_get((drawn.source, drawn.target))
 
 
@@ -59,7 +61,7 @@ def decoded(run: Run, points: Points) -> Points:
     dtype = wiring.compute_dtype(run.config)
     parts = [
         np.asarray(model(run.space, points[rows], dtype))[:new]
-        for rows, new in sources.filled(len(points), AT_ONCE)
+        for rows, new in domains.filled(len(points), AT_ONCE)
     ]
     return np.concatenate(parts)
 
@@ -100,8 +102,7 @@ def write(workdir: Path, done: int, output: Path | None = None) -> Path:
     suffix = ".npz" if vectors else ".png"
     path = output or workdir / f"pairs_{done:07d}{suffix}"
     if vectors:
-        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, source=source, target=target)
+        arrays.write(path, {"source": source, "target": target})
     else:
         images.write(path, picture(*(decoded(run, x) for x in (source, target))))
     return path

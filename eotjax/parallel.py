@@ -2,10 +2,8 @@
 
 import faulthandler
 import os
-import signal
-import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -14,7 +12,6 @@ from jaxtyping import PyTree
 
 from eotjax.errors import UserError
 
-ORDERLY = (0, 128 + signal.SIGTERM)  # statuses: done, or stopped as it was told to
 LATEST = 300  # seconds, that JAX waits for a process; peers.py knows before
 
 State = TypeVar("State")  # pytrees of arrays
@@ -40,15 +37,6 @@ def start_processes() -> None:
     )
     # JAX aborts where the first process dies; the sentence that it says would drown.
     faulthandler.disable()
-
-
-def end(status: int) -> NoReturn:
-    """Ends this process; one that failed does not wait for the others, as JAX would."""
-    if status not in ORDERLY and jax.process_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
 
 
 def is_leader() -> bool:

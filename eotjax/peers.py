@@ -16,10 +16,12 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # the store has no public name
 
+from eotjax.errors import reason
+
 EVERY = 2.0  # seconds between two counts
 SILENT = 30.0  # seconds after which a process counts as gone
 GONE = 1  # status
-ENDED = "ended"  # in place of a count: in good order, or with a reason after it
+ENDED = "ended: "  # in place of a count, with the reason; none where all went well
 PLACE = "eotjax/alive/"
 
 
@@ -33,8 +35,9 @@ class Watch:
         self._seen: dict[str, str] = {}
         self._answered = time.monotonic()
         self._over = threading.Event()
-        for work in (self._count, self._look):
-            threading.Thread(target=work, daemon=True).start()
+        self._counting = threading.Thread(target=self._count, daemon=True)
+        self._counting.start()
+        threading.Thread(target=self._look, daemon=True).start()
 
     def _say(self, word: str) -> None:
         self._store.key_value_set(f"{PLACE}{self._me}", word, allow_overwrite=True)
@@ -55,16 +58,15 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(EVERY / 4):
-            for process, word in list(self._seen.items()):
-                reason = word.removeprefix(ENDED)
-                if reason != word and reason and process != self._me:
-                    self._end(process, f"has ended:{reason}")
-            now = time.monotonic()
-            if now - self._answered > SILENT:  # the store is in process 0
-                self._end("0", f"has not answered for {SILENT:.0f} seconds")
+            last = {"0": self._answered}  # the store is in process 0
             for process, moved in self._moved.items():
-                ended = self._seen.get(process, "").startswith(ENDED)
-                if now - moved > SILENT and not ended:
+                word = self._seen.get(process, "")
+                if not word.startswith(ENDED):
+                    last[process] = min(moved, last.get(process, moved))
+                elif word != ENDED:
+                    self._end(process, f"has {word}")
+            for process, moved in last.items():
+                if time.monotonic() - moved > SILENT:
                     self._end(process, f"has not answered for {SILENT:.0f} seconds")
 
     def _end(self, process: str, what: str) -> NoReturn:
@@ -77,11 +79,12 @@ class Watch:
         )
         os._exit(GONE)
 
-    def close(self, reason: str = "") -> None:
+    def close(self, why: str = "") -> None:
         """Tells the others that this process ends, and why where that is an error."""
         self._over.set()
+        self._counting.join(EVERY)  # a count after the last word would undo it
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._say(ENDED + reason)
+            self._say(ENDED + why)
 
 
 @contextlib.contextmanager
@@ -100,9 +103,9 @@ def watched() -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         # A collective breaks at once where another process died: who, the watch tells.
         time.sleep(SILENT + 2 * EVERY)
-        watch.close(f" {str(error).splitlines()[0]}")
+        watch.close(reason(error))
         raise
     except BaseException as error:
-        watch.close(f" {error or type(error).__name__}")
+        watch.close(f"{error}" or type(error).__name__)
         raise
     watch.close()

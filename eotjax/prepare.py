@@ -21,7 +21,7 @@ from eotjax.artefact.translator import Translator
 from eotjax.build import checks, dataset, encoding, planning, run_folder, wiring
 from eotjax.build.checks import Shape
 from eotjax.data import batch
-from eotjax.data.sources import DataSet
+from eotjax.data.domains import DataSet
 from eotjax.diffusion import noise
 from eotjax.diffusion.bridge import PairMoments
 from eotjax.evaluation import judge
@@ -106,7 +106,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         config.latent.channels = len(space.mean)
 
     splits = dataset.load(config)
-    run_folder.check_data(workdir, config, splits.fingerprints)
+    known = run_folder.plan(workdir)
+    run_folder.check_data(workdir, config, known, splits.fingerprints)
     shape = dataset.sample_shape(config, splits)
     trained = splits
     if space is not None:
@@ -118,7 +119,6 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     checks.check_coupling(config, trained.resident)
     embed = planning.embed(config, trained)
     on_device = device_data(config, trained, embed, mesh) if resident else None
-    known = run_folder.plan(workdir)
     batches = partial(batches_from, config, trained, on_device, mesh)
     sets = None
     if config.coupling.method == "whole":

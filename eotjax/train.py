@@ -16,7 +16,7 @@ from eotjax import errors, parallel, prepare
 from eotjax.artefact import export
 from eotjax.build import run_folder, wiring
 from eotjax.data import images
-from eotjax.data.sources import DataSet
+from eotjax.data.domains import DataSet
 from eotjax.evaluation import card, evaluate, judge
 from eotjax.evaluation.best import Best
 from eotjax.prepare import Run

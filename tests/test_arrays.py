@@ -40,12 +40,13 @@ def test_arrays_come_back(tmp_path, save):
         "scalar": np.float64(3),
     }
     save(tmp_path / "f.npz", **wanted)
-    found = arrays.read(tmp_path / "f.npz")
-    assert found.keys() == wanted.keys()
+    found, names = arrays.read(tmp_path / "f.npz")
+    assert found.keys() == wanted.keys() and names == list(wanted)
     for name, array in wanted.items():
         np.testing.assert_array_equal(found[name], array)
         assert found[name].dtype == array.dtype
-    assert arrays.read(tmp_path / "f.npz", ["b", "c"]).keys() == {"b"}
+    some = arrays.read(tmp_path / "f.npz", ["b", "c", "b"])
+    assert some.arrays.keys() == {"b"} and some.names == names
 
 
 def test_a_header_that_lies_allocates_nothing(tmp_path):

@@ -29,14 +29,8 @@ CODE = re.compile(r"(`+)(.+?)\1", re.S)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PLACEHOLDER = re.compile(r"[A-Z]+")  # a variant that the text explains: configs/x.py:E
 BETWEEN = ("", "&&", "||", "|", "&", "do")  # commands of one line
-PARSERS = (
-    "translate",
-    "evaluate",
-    "export",
-    "features",
-    "pairs",
-    "demo",
-)  # use argparse
+# Commands that use argparse.
+PARSERS = ("translate", "evaluate", "export", "features", "pairs", "demo")
 
 
 def prose(text):

@@ -12,7 +12,7 @@ from eotjax import parallel
 from eotjax.artefact import stablehlo
 from eotjax.build import wiring
 from eotjax.build.checks import Shape, check_guidance, factor_of
-from eotjax.data import images, sources
+from eotjax.data import domains, images
 from eotjax.errors import UserError, choose, require
 from eotjax.progress import Progress
 
@@ -115,7 +115,7 @@ class Translator:
         size = self._chunk(len(x), x.shape[1:])
         report = Progress("translating", len(x), "images") if progress else None
         results = [np.zeros((0, *x.shape[1:]), np.float32)]
-        for rows, new in sources.filled(len(x), size):
+        for rows, new in domains.filled(len(x), size):
             y = self._sample(
                 self._params, jnp.uint32(seed), index[rows], way[rows], x[rows]
             )

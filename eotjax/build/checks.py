@@ -168,7 +168,7 @@ def check_numbers(config: ConfigDict) -> None:
                 all(isinstance(x, kind) and not isinstance(x, bool) for x in value),
                 f"{name} is {tuple(value)}; give numbers, such as {example}.",
             )
-        for number in value if name in TUPLES else (value,):
+        for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float):
                 require(math.isfinite(number), f"{name} is {number}; give a number.")
             if isinstance(number, int):

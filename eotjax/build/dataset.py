@@ -10,8 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from eotjax.build.checks import Shape, check_arrays, check_shape
-from eotjax.data import batch, images, sources
-from eotjax.data.sources import DataSet, Domain, Four
+from eotjax.data import batch, domains, images, sources
+from eotjax.data.domains import DataSet, Domain, Four
 from eotjax.errors import UserError, choose, gather
 from eotjax.transport import known_plan
 from eotjax.transport.known_plan import KnownPlan
@@ -58,7 +58,7 @@ def load(config: ConfigDict) -> DataSet:
         for side in range(2)
     ]
     train = [side.train for side in sides]
-    marks = [sources.fingerprint(x, read=False) for x in train]
+    marks = [domains.fingerprint(x, read=False) for x in train]
     one = np.prod((*stored, c.channels))  # bytes
     if isinstance(train[0], np.ndarray):
         one = train[0][0].nbytes
@@ -67,7 +67,7 @@ def load(config: ConfigDict) -> DataSet:
     reads = list(zip(held_out, names, strict=True))
     if resident and not config.latent.weights:  # latents have files of their own
         reads = [*zip(train, names[:2], strict=True), *reads]
-    found = gather(partial(sources.read_all, *read) for read in reads)
+    found = gather(partial(domains.read_all, *read) for read in reads)
     train = [*found[:-4]] or train
     valid, test = (
         [centred(x, size) for x in sets] for sets in (found[-4:-2], found[-2:])
@@ -97,14 +97,14 @@ def centred(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 class Side(NamedTuple):
     """One domain's sets."""
 
-    train: sources.Domain
-    valid: sources.Domain
-    test: sources.Domain
+    train: domains.Domain
+    valid: domains.Domain
+    test: domains.Domain
     trained: np.ndarray  # bool, of all that is stored to train on
 
 
 def cut(
-    stored: sources.Domain, test: sources.Domain, share: float, names: tuple[str, ...]
+    stored: domains.Domain, test: domains.Domain, share: float, names: tuple[str, ...]
 ) -> Side:
     """Holds out a share of the training images to validate on, evenly spread.
 
@@ -112,7 +112,7 @@ def cut(
 
     Args:
       stored: the training images.
-      test: the test images, or sources.NONE.
+      test: the test images, or domains.NONE.
       share: to validate on.
       names: of the training images and of the test images.
 
@@ -120,7 +120,7 @@ def cut(
       UserError: a share is less than two images.
     """
     rows = np.arange(len(stored))
-    if test is sources.NONE:
+    if test is domains.NONE:
         held = evenly_spread(len(rows), TEST_SHARE)
         if len(held) < 2:
             raise UserError(
@@ -129,16 +129,16 @@ def cut(
                 f"more: make {names[1]}."
             )
         print(f"there is no {names[1]}: {len(held)} images of {names[0]} are held out")
-        test, rows = sources.take(stored, rows[held]), np.delete(rows, held)
+        test, rows = domains.take(stored, rows[held]), np.delete(rows, held)
     held = evenly_spread(len(rows), share)
     if share and len(held) < 2:
         raise UserError(
             f"data.validation {share} of the {len(rows)} images in {names[0]} are "
             f"{len(held)}; it takes two or more: raise it, or set it to 0."
         )
-    valid, rows = sources.take(stored, rows[held]), np.delete(rows, held)
+    valid, rows = domains.take(stored, rows[held]), np.delete(rows, held)
     trained = np.isin(np.arange(len(stored)), rows)
-    return Side(sources.take(stored, rows), valid, test, trained)
+    return Side(domains.take(stored, rows), valid, test, trained)
 
 
 def evenly_spread(count: int, share: float) -> np.ndarray:
@@ -147,7 +147,7 @@ def evenly_spread(count: int, share: float) -> np.ndarray:
     return ((np.arange(number) + 0.5) * count / max(number, 1)).astype(int)
 
 
-def aligned(config: ConfigDict, splits: DataSet) -> dict[str, sources.Domain]:
+def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
     """The training sets and, where the user brings them, their features.
 
     Raises:

@@ -17,8 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from eotjax import atomic
-from eotjax.data import images, sources
-from eotjax.data.sources import DataSet, Domain, Lazy
+from eotjax.data import domains, images
+from eotjax.data.domains import DataSet, Domain, Lazy
 from eotjax.errors import UserError, gather
 from eotjax.networks import latents
 from eotjax.networks.latents import Autoencoder
@@ -105,7 +105,7 @@ def _digest(config: ConfigDict, domain: Domain, space: Autoencoder) -> str:
     )
     for leaf in jax.tree.leaves(space.encoder):
         digest.update(np.asarray(leaf).tobytes())
-    digest.update(bytes.fromhex(sources.fingerprint(domain)))
+    digest.update(bytes.fromhex(domains.fingerprint(domain)))
     return digest.hexdigest()[:32]
 
 
@@ -133,7 +133,7 @@ def encode(domain: Domain, space: Autoencoder, *, views: int, label: str) -> np.
         found.append(y.reshape(len(waiting), views, *y.shape[1:]))
         waiting.clear()
 
-    for image in sources.each(domain, label):
+    for image in domains.each(domain, label):
         waiting.append(image)
         if len(waiting) == AT_ONCE:
             flush()

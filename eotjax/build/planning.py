@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from eotjax import parallel
 from eotjax.build.checks import factor_of, outlasts_a_step
-from eotjax.data import batch, sources
+from eotjax.data import batch, domains
 from eotjax.data.batch import Data
-from eotjax.data.sources import DataSet, Domain
+from eotjax.data.domains import DataSet, Domain
 from eotjax.diffusion.bridge import PairMoments
 from eotjax.errors import choose
 from eotjax.training import refit
@@ -52,7 +52,7 @@ def sample_views(config: ConfigDict, splits: DataSet) -> list[np.ndarray]:
     """Up to 512 images of each training set as training sees them."""
 
     def side(domain: Domain, number: int) -> np.ndarray:
-        stored = jnp.asarray(sources.sample(domain, VIEWS_AT_ONCE))
+        stored = jnp.asarray(domains.sample(domain, VIEWS_AT_ONCE))
         key = batch.keys(config.seed, batch.LAST)[2 + number]
         return np.asarray(view(config)(key, stored, jnp.arange(len(stored))))
 

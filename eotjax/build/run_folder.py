@@ -136,14 +136,16 @@ def of(config: ConfigDict, data: tuple[str, ...]) -> Plan:
     return Plan(config.coupling.epsilon, moments, c.spectrum, data)
 
 
-def check_data(folder: Path, config: ConfigDict, data: tuple[str, ...]) -> None:
-    """Refuses to go on with other training sets than a run began with.
+def check_data(
+    folder: Path, config: ConfigDict, known: Plan, data: tuple[str, ...]
+) -> None:
+    """Refuses to go on with other training sets than those of a `known` run.
 
     Raises:
       UserError: names the set that differs.
     """
     names = (config.data.train_source, config.data.train_target)
-    for name, before, now in zip(names, plan(folder).data, data, strict=False):
+    for name, before, now in zip(names, known.data, data, strict=False):
         require(
             before == now,
             f"{name} is not what the run in {folder} began with (files were added, "

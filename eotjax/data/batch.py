@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
-from eotjax.data import sources
-from eotjax.data.sources import Domain
+from eotjax.data import domains
+from eotjax.data.domains import Domain
 
 # uint8 [n, h, w, c], float16 [n, views, h, w, c] (latents) or float32 [n, d]
 Stored = Num[Array, "n ..."]
@@ -128,7 +128,7 @@ def make_view(*, size: tuple[int, int], flip: bool, tinted: bool) -> View:
 
 
 def stream(
-    domains: dict[str, Domain],
+    sets: dict[str, Domain],
     *,
     key_of_step: Callable[[int], Key[Array, ""]],
     batch_size: int,
@@ -139,11 +139,11 @@ def stream(
     """The stored images of each step's batch, for sets too large for the device.
 
     Reads the very images that `indices` names, ahead of the training, in threads. Only
-    `rows` of the batch are read: this process's own. `domains` has `source`, `target`
+    `rows` of the batch are read: this process's own. `sets` has `source`, `target`
     and what else is aligned with them, such as `source_points`.
     """
     cpu = jax.local_devices(backend="cpu")[0]
-    lengths = (len(domains["source"]), len(domains["target"]))
+    lengths = (len(sets["source"]), len(sets["target"]))
 
     @jax.jit
     def which(key):
@@ -153,8 +153,8 @@ def stream(
         with jax.default_device(cpu):
             i, j = jax.tree.map(np.asarray, which(key_of_step(int(step))))
         return {
-            name: sources.at(domain, (i if name.startswith("source") else j)[rows])
-            for name, domain in domains.items()
+            name: domains.at(domain, (i if name.startswith("source") else j)[rows])
+            for name, domain in sets.items()
         }
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Array, Float
 
+from eotjax import arrays
 from eotjax.errors import UserError
 
 GROWTH = 1.2  # of the waves' radius, from band to band
@@ -88,8 +89,7 @@ def from_text(text: str) -> Spectrum:
       UserError: it is damaged.
     """
     try:
-        with np.load(io.BytesIO(base64.b64decode(text)), allow_pickle=False) as arrays:
-            return Spectrum(**arrays)
+        return Spectrum(**arrays.read(io.BytesIO(base64.b64decode(text))).arrays)
     except Exception as error:  # of base64, zipfile, zlib and NumPy
         raise UserError(
             f"estimator.spectrum is damaged ({error}); it is measured, not given: copy "

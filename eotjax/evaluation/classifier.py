@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from eotjax.errors import UserError
+from eotjax.errors import UserError, reason
 
 LITE = "efficientnet-lite0"  # of the package efficientnet-lite-pytorch
 AT_ONCE = 16  # images
@@ -53,7 +53,7 @@ def load(name: str, weights: str | Path = "") -> Classify:
         raise
     except Exception as error:  # unpickling what is no weights raises almost anything
         raise UserError(
-            f"cannot load the classifier {name} ({str(error).splitlines()[0]}); give "
+            f"cannot load the classifier {name} ({reason(error)}); give "
             f"{LITE}, or a model of timm and the file of its weights."
         ) from error
 

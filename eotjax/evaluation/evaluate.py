@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 
 from eotjax import parallel
 from eotjax.artefact.translator import Translator
-from eotjax.data import images, sources
-from eotjax.data.sources import DataSet
+from eotjax.data import domains, images
+from eotjax.data.domains import DataSet
 from eotjax.evaluation import known_plan_report, measures
 from eotjax.evaluation.judge import Judge, Weights, turned
 
@@ -66,7 +66,7 @@ def overview(count: int, *rows: np.ndarray) -> np.ndarray:
       count: at most so many.
       *rows: uint8 [n, h, w, c]: sources, their translations, and more.
     """
-    chosen = sources.evenly(len(rows[0]), count)
+    chosen = domains.evenly(len(rows[0]), count)
     zoom = max(64 // rows[0].shape[1], 1)
     return images.grid([row[chosen] for row in rows], zoom=zoom)
 

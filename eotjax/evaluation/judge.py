@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 
 from eotjax.artefact.translator import Translator
 from eotjax.build import dataset
-from eotjax.data import images, sources
-from eotjax.data.sources import DataSet
+from eotjax.data import domains, images, sources
+from eotjax.data.domains import DataSet
 from eotjax.evaluation import classifier as classifiers
 from eotjax.evaluation import fidelity, measures
 from eotjax.evaluation.classifier import Classify, Seen
@@ -45,7 +45,7 @@ def classifier(kind: str, splits: DataSet, direction: str) -> measures.Classifie
         known = ~sources.is_test_digit(labels)
         wanted = 3 if direction == "forward" else 2
         return measures.Classifier(pixels[known], labels[known], wanted)
-    source, target = (sources.sample(x, 5_000) for x in splits[:2])
+    source, target = (domains.sample(x, 5_000) for x in splits[:2])
     labels = np.repeat([0, 1], [len(source), len(target)])
     return measures.Classifier(np.concatenate([source, target]), labels, wanted=1)
 
@@ -104,7 +104,7 @@ class Judge:
 
     def _training_targets(self, number: np.ndarray) -> np.ndarray:
         """Some as test targets are: of their size, tinted."""
-        stored = sources.at(self._splits.train_target, number)
+        stored = domains.at(self._splits.train_target, number)
         if self._config.data.tint:
             stored = dataset.tint_test(stored, number)
         return images.centre(stored, self.source.shape[1:3])
@@ -113,9 +113,9 @@ class Judge:
     def _known(self) -> np.ndarray:
         """Some training targets: as many as there are sources, or more."""
         known = self._splits.train_target
-        number = sources.evenly(len(known), max(PCA_IMAGES, len(self.source)))
+        number = domains.evenly(len(known), max(PCA_IMAGES, len(self.source)))
         if not self._is_image:
-            return sources.at(known, number)
+            return domains.at(known, number)
         return self._to_float(self._training_targets(number))
 
     @cached_property
@@ -257,7 +257,7 @@ def selection(
     validated = len(sides[0]) > 0
     if not validated:
         sides = (splits.test_source, splits.test_target)
-    source, target = (sources.sample(x, SELECTION) for x in sides)
+    source, target = (domains.sample(x, SELECTION) for x in sides)
     few = splits._replace(test_source=source, test_target=target)
     judges = {
         way: Judge(translator, few, way, weights) for way in translator.directions
@@ -266,7 +266,7 @@ def selection(
     def translated(translator: Translator, way: str, known: Translations) -> np.ndarray:
         if validated or way not in known:
             return translator(judges[way].source, direction=way)
-        return known[way][sources.evenly(len(known[way]), SELECTION)]
+        return known[way][domains.evenly(len(known[way]), SELECTION)]
 
     def score(translator: Translator, known: Translations) -> float:
         found = [

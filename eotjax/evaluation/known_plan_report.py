@@ -12,7 +12,7 @@ from eotjax.artefact.translator import Translator
 from eotjax.build import dataset
 from eotjax.build.checks import outlasts_a_step
 from eotjax.build.planning import solver
-from eotjax.data.sources import DataSet
+from eotjax.data.domains import DataSet
 from eotjax.progress import Progress
 from eotjax.transport import known_plan, moments, sinkhorn
 from eotjax.transport.known_plan import KnownPlan

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from eotjax import arrays
-from eotjax.errors import UserError
+from eotjax.errors import UserError, reason
 from eotjax.networks import autoencoder, weights
 from eotjax.networks.autoencoder import Images
 from eotjax.networks.weights import Weights
@@ -63,10 +63,11 @@ def _of_channels(space: Autoencoder) -> tuple[Array, Array]:
 def save(path: Path, space: Autoencoder) -> None:
     """Writes the space into one .npz file of plain arrays."""
     leaves = jax.tree_util.tree_leaves_with_path(space._asdict())
-    np.savez(
-        path,
-        **{jax.tree_util.keystr(k, simple=True, separator="/"): x for k, x in leaves},
-    )
+    named = {
+        jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(x)
+        for k, x in leaves
+    }
+    arrays.write(path, named)
 
 
 def restore(path: Path) -> Autoencoder:
@@ -78,7 +79,7 @@ def restore(path: Path) -> Autoencoder:
     try:
         flat = {
             tuple(name.split("/")): jnp.asarray(x)
-            for name, x in arrays.read(path).items()
+            for name, x in arrays.read(path).arrays.items()
         }
         return Autoencoder(**unflatten_dict(flat))
     except (OSError, TypeError, ValueError) as error:
@@ -141,7 +142,7 @@ def _from_hub(name: str) -> Path:
         patterns = [f"*{suffix}" for suffix in weights.SUFFIXES]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub's client has many
-        raise UserError(f"{told} ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"{told} ({reason(error)}).") from error
 
 
 def with_moments(space: Autoencoder, sets: list[np.ndarray]) -> Autoencoder:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eotjax.errors import UserError
+from eotjax.errors import UserError, reason
 
 Weights = Mapping[str, np.ndarray]
 
@@ -44,10 +44,9 @@ def read(path: str | Path) -> Weights:
 
         return load_file(path)
     except Exception as error:  # what is damaged raises almost anything
-        reason = str(error) or type(error).__name__
         raise UserError(
-            f"cannot read weights from {path} ({reason}); it must be a .safetensors "
-            "file, or a state dict as torch.save writes it (.pth)."
+            f"cannot read weights from {path} ({reason(error)}); it must be a "
+            ".safetensors file, or a state dict as torch.save writes it (.pth)."
         ) from error
 
 

@@ -42,7 +42,7 @@ class Checkpoints:
             "mend that (is the disk full?) and give the same command again: it goes on "
             "from the last whole checkpoint.",
         )
-        self._saving_now: tuple[int, Any] | None = None  # without its sums yet
+        self._unsummed: tuple[int, Any] | None = None  # a step, and its save
         policies = ocp.training
         with _told(*self._saving):
             self._checkpointer = ocp.training.Checkpointer(
@@ -62,13 +62,13 @@ class Checkpoints:
         """Starts saving; returns once `state` may be overwritten."""
         with _told(*self._saving):
             self._add_sums()
-            self._saving_now = step, self._checkpointer.save_async(step, state)
+            self._unsummed = step, self._checkpointer.save_async(step, state)
 
     def _add_sums(self) -> None:
         """Waits for the save that is under way, and adds its SHA256SUMS."""
-        saving, self._saving_now = self._saving_now, None
-        if saving is not None:
-            step, response = saving
+        unsummed, self._unsummed = self._unsummed, None
+        if unsummed is not None:
+            step, response = unsummed
             response.result()  # which, unlike waiting alone, ends its thread
             _write_sums(self._folder / str(step))
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree, UInt32
 from eotjax import parallel
 from eotjax.data import batch
 from eotjax.data.batch import Data
-from eotjax.data.sources import filled
+from eotjax.data.domains import filled
 from eotjax.diffusion import sampler
 from eotjax.diffusion.conditional import expand
 from eotjax.diffusion.sampler import Image, Keys

@@ -12,7 +12,7 @@ import scipy.stats
 
 from eotjax import parallel, prepare
 from eotjax.build import dataset, planning, wiring
-from eotjax.data import batch, sources
+from eotjax.data import batch, domains
 from eotjax.errors import UserError
 from eotjax.transport import cost, pairing, sinkhorn
 
@@ -82,7 +82,7 @@ def test_indices_are_uniform_and_independent_between_the_domains():
 
 def test_streamed_batches_are_the_resident_ones_bit_for_bit():
     resident, streamed = make_draw(), make_draw(lengths=None)
-    lazy = sources.Lazy(
+    lazy = domains.Lazy(
         5, lambda index: SOURCE[index], lambda index: SOURCE[index].tobytes()
     )
     batches = list(stream(source=lazy))

@@ -24,9 +24,9 @@ from PIL import Image
 import eotjax
 from eotjax import errors, main, parallel, prepare, train
 from eotjax.build import checks, dataset, planning, wiring
-from eotjax.data import images, sources
+from eotjax.data import domains, images, sources
 
-NAMES = sources.Four("trainA", "trainB", "testA", "testB")
+NAMES = domains.Four("trainA", "trainB", "testA", "testB")
 WHOLE = {"images": 5000, "npz": 1000, "options": 1000, "exports": 500}
 PART = 50  # in a short run one in so many
 MOST_GIB = 2.0  # that memory may rise
