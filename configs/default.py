@@ -18,6 +18,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.batch_size = 64  # pairs a step, over all devices
     c.log_every = 100  # steps between two lines of progress and metrics
     c.sample_every = 1_000  # steps between two grids of translated test images
+    c.init = ""  # folder of an artefact whose parameters the run begins from
     c.license = "unknown"  # of the exported parameters, for the model card
     c.tensorboard = True  # also write TensorBoard files (needs TensorFlow)
 
@@ -121,6 +122,8 @@ def get_config(variants: str = "") -> ConfigDict:
     c.optimizer.muon = 0.0  # learning rate of matrices, moved by Muon; 0: AdamW's
     c.optimizer.warmup_steps = 500
     c.optimizer.final_fraction = 0.0  # of learning_rate, at the last step
+    c.optimizer.cooldown_steps = 0  # the last ones, in which the rate, constant till
+    # then, falls in a line: such a run can be made longer; 0: a cosine over all steps
     c.optimizer.clip_norm = 1.0  # largest global norm of a gradient
     c.optimizer.weight_decay = 0.0
     c.optimizer.ema_decay = 0.999  # of the averaged parameters that are exported

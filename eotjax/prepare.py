@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from clu import parameter_overview
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eotjax import errors, parallel, progress
+from eotjax import beginning, errors, parallel, progress
 from eotjax.artefact import export
 from eotjax.artefact.translator import Translator
 from eotjax.build import checks, dataset, encoding, planning, run_folder, wiring
@@ -83,6 +83,7 @@ class Run(NamedTuple):
             step=int(state.step),
             params=self.model(state),
             plan=plan_figures(self.workdir, self.config),
+            begun=run_folder.plan(self.workdir).begun,
             examples=examples(self.translator(state), self.splits),
         )
 
@@ -99,6 +100,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     print(f"devices: {mesh.size} {devices[0].device_kind} ({devices[0].platform}){by}")
     checks.check_config(config, mesh.size)
     run_folder.check(workdir, config)
+    known = run_folder.plan(workdir)
+    begun = known.begun or beginning.described(config.init)
     asked, config = config, config.copy_and_resolve_references()
     space = None
     if config.latent.weights:
@@ -106,7 +109,6 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         config.latent.channels = len(space.mean)
 
     splits = dataset.load(config)
-    known = run_folder.plan(workdir)
     run_folder.check_data(workdir, config, known, splits.fingerprints)
     shape = dataset.sample_shape(config, splits)
     trained = splits
@@ -135,7 +137,12 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     print(f"epsilon: {epsilon:.4g} in units of |x - y|^2 / 2")
     config = planning.with_epsilon(config, epsilon)
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep=config.checkpoint.keep,
+        always=wiring.cooldown_begins(config),
+    )
+    beginning.carry_on(workdir, config, checkpoints)
     held = None
     if sets is not None and checkpoints.latest_step() is None:
         held = whole_plan(config, sets)
@@ -149,11 +156,14 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         )
     training = wiring.training(config, shape, resident, mesh, embed)
     sample = wiring.sampling(config, shape, mesh)
-    run_folder.claim(workdir, asked, run_folder.of(config, splits.fingerprints))
+    found = run_folder.of(config, splits.fingerprints, begun)
+    run_folder.claim(workdir, asked, found)
     abstract = jax.eval_shape(training.init)
     check_state(abstract)
     tell_parameters(abstract.params, workdir)
-    state = first_state(training, abstract, checkpoints, parallel.replicated(mesh))
+    state = beginning.first_state(
+        training.init, abstract, checkpoints, config.init, parallel.replicated(mesh)
+    )
     if held is not None:
         state = state._replace(held=held)
         checkpoints.save(0, state)
@@ -183,24 +193,6 @@ def check_state(state: step.TrainState) -> None:
         f"each device, which has {have / 2**30:.1f}: lower model.width, "
         "model.multipliers or model.blocks.",
     )
-
-
-def first_state(
-    training: wiring.Training,
-    abstract: step.TrainState,
-    checkpoints: Checkpoints,
-    layout: NamedSharding,
-) -> step.TrainState:
-    """The newest checkpoint's state, of these shapes, or a new one."""
-    if checkpoints.latest_step() is None:
-        return training.init()
-    state = checkpoints.restore(
-        jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), abstract
-        )
-    )
-    print(f"going on from step {int(state.step)}")
-    return state
 
 
 def tell_parameters(params: step.Params, workdir: Path) -> None:

@@ -171,7 +171,8 @@ def loop(
             log.flush()
             with log.aside():
                 viewer.show(state)
-        if done % config.checkpoint.every == 0 or last or stop:
+        turning = done == wiring.cooldown_begins(config)
+        if done % config.checkpoint.every == 0 or turning or last or stop:
             log.flush()  # saving waits for the device anyway
             run.checkpoints.save(done, state)
         if stop:

@@ -40,6 +40,7 @@ def save(
     params: PyTree,
     plan: Mapping[str, float] | None = None,
     examples: Mapping[str, np.ndarray] | None = None,
+    begun: str = "",
 ) -> None:
     """Writes config.json, params/ (orbax), translate.stablehlo and examples/.
 
@@ -53,6 +54,7 @@ def save(
       params: the averaged ones, or in latents a latents.Model of them.
       plan: what the run's plans were like, by name.
       examples: some sources of each direction, uint8 [n, *shape].
+      begun: the artefact that the run began from, in words; empty for none.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,8 @@ def save(
         "sha256": sums,
         "config": config.to_dict(),
     }
+    if begun:
+        description["begun"] = begun
     if isinstance(params, latents.Model):
         c = config.latent
         description["autoencoder"] = {"weights": c.weights, "license": c.license}
@@ -196,14 +200,23 @@ def load(path: str | Path, /, **sampling) -> Translator:
         config = with_sampling(config, shape, sampling)
     if (path / stablehlo.NAME).exists():  # it may be left out: nothing here needs it
         _check(path, stablehlo.NAME, _sha256(path / stablehlo.NAME), expected)
-    params = checkpoint.load_tree(path / "params", described.abstract)
-    _check(path, "params", _digest(params), expected)
+    params = _network(path, described)
     if config.latent.weights:
         _check(path, SPACE, _sha256(path / SPACE), expected)
         params = latents.Model(params, latents.restore(path / SPACE))
     mesh = parallel.make_mesh()
     params = parallel.put(params, parallel.replicated(mesh))
     return Translator(config, shape, params, wiring.sampling(config, shape, mesh))
+
+
+def parameters(path: str | Path) -> PyTree:
+    """An artefact's averaged parameters, of its network alone.
+
+    Raises:
+      UserError: nothing, or nothing readable, is there.
+    """
+    path = Path(path)
+    return _network(path, _described(path))
 
 
 class _Described(NamedTuple):
@@ -213,6 +226,12 @@ class _Described(NamedTuple):
     shape: Shape
     sha256: Mapping[str, str]
     abstract: PyTree  # the network's parameters
+
+
+def _network(path: Path, described: _Described) -> PyTree:
+    params = checkpoint.load_tree(path / "params", described.abstract)
+    _check(path, "params", _digest(params), described.sha256)
+    return params
 
 
 def _described(path: Path) -> _Described:

@@ -99,6 +99,14 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     choose(
         dict.fromkeys(("forward", "both")), c.estimator.direction, "estimator.direction"
     )
+    warmup, cooldown = c.optimizer.warmup_steps, c.optimizer.cooldown_steps
+    require(
+        warmup >= 0
+        and cooldown >= 0
+        and (not cooldown or warmup + cooldown <= c.steps),
+        f"steps {c.steps} are too few for optimizer.warmup_steps {warmup} and "
+        f"optimizer.cooldown_steps {cooldown}; neither may be negative.",
+    )
     check_guidance(c)
     check_latent(c)
     check_refit(c)

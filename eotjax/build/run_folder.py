@@ -73,9 +73,13 @@ def alone(folder: Path) -> Iterator[None]:
 def check(folder: Path, config: ConfigDict) -> None:
     """Refuses a folder that another config has claimed.
 
+    `steps` may differ where only a cooldown depends on them.
+
     Raises:
       UserError: names the keys that differ.
     """
+    cools = bool(config.optimizer.cooldown_steps)
+    free = (*FREE_KEYS, *["steps"] * cools)
     path = folder / "config.json"
     if not path.exists():
         return
@@ -89,7 +93,7 @@ def check(folder: Path, config: ConfigDict) -> None:
     differing = [
         f"{key} was {was.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not key.startswith(FREE_KEYS)
+        if was.get(key) != now.get(key) and not key.startswith(free)
     ]
     if differing:
         raise UserError(
@@ -113,6 +117,11 @@ def config(folder: Path) -> ConfigDict:
         ) from error
 
 
+def steps(folder: Path) -> int | None:
+    """Of the run that a folder belongs to; None where it belongs to none."""
+    return config(folder).steps if (folder / "config.json").exists() else None
+
+
 class Plan(NamedTuple):
     """What a run found out about its plans, and goes on with wherever it is restarted.
 
@@ -121,19 +130,21 @@ class Plan(NamedTuple):
       moments: second moments of the pairs; None where nothing needs them.
       spectrum: of the noise, in a word; empty where it is white.
       data: the training sets' fingerprints; none where it was not written down.
+      begun: the artefact that it began from, in words; empty where it began anew.
     """
 
     epsilon: float | None = None
     moments: PairMoments | None = None
     spectrum: str = ""
     data: tuple[str, ...] = ()
+    begun: str = ""
 
 
-def of(config: ConfigDict, data: tuple[str, ...]) -> Plan:
-    """What a run's config, with all that was found, says; and its data."""
+def of(config: ConfigDict, data: tuple[str, ...], begun: str) -> Plan:
+    """What a run's config, with all that was found, says; its data and beginning."""
     c = config.estimator
     moments = PairMoments(*c.moments) if c.moments else None
-    return Plan(config.coupling.epsilon, moments, c.spectrum, data)
+    return Plan(config.coupling.epsilon, moments, c.spectrum, data, begun)
 
 
 def check_data(
@@ -164,6 +175,8 @@ def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
             plan["spectrum"] = found.spectrum
         if found.data:
             plan["data"] = list(found.data)
+        if found.begun:
+            plan["begun"] = found.begun
         for name, content in (
             ("plan.json", plan),
             ("config.json", json.loads(config.to_json())),
@@ -184,6 +197,7 @@ def plan(folder: Path) -> Plan:
             PairMoments(*map(float, moments)) if moments else None,
             str(found.get("spectrum", "")),
             tuple(map(str, found.get("data", ()))),
+            str(found.get("begun", "")),
         )
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -156,7 +156,14 @@ def optimizer(config: ConfigDict) -> step.Optimizer:
         clip_norm=c.clip_norm,
         weight_decay=c.weight_decay,
         muon=c.muon,
+        cooldown_steps=c.cooldown_steps,
     )
+
+
+def cooldown_begins(config: ConfigDict) -> int | None:
+    """After how many steps the rate, constant till then, falls; None for a cosine."""
+    tail = config.optimizer.cooldown_steps
+    return config.steps - tail if tail else None
 
 
 class Training(NamedTuple):

@@ -62,6 +62,11 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         f"- **Data**: {data['kind']}, `{name}`; {'x'.join(map(str, shape))}",
         f"- **Training**: {description['step']} steps of {config['batch_size']} pairs, "
         f"seed {config['seed']}, estimator `{estimator['name']}`",
+        *(
+            [f"- **Begun from**: {begun}"]
+            if (begun := description.get("begun"))
+            else []
+        ),
         f"- **Plan**: {figures(description['plan'])} (of the cost |x - y|^2 / 2; "
         "entropy 0 is a matching, 1 no plan)",
         f"- **Sampling**: {sampling['steps']} steps of `{sampling['solver']}`",

@@ -34,8 +34,11 @@ class Checkpoints:
     once it is whole, at the next call too.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int):
-        """Args: folder: made on first use. keep: how many of the latest stay."""
+    def __init__(self, folder: str | Path, *, keep: int, always: int | None = None):
+        """Args: folder: made on first use.
+        keep: how many of the latest stay.
+        always: a step that stays too.
+        """
         self._folder = Path(folder).absolute()
         self._saving = (
             f"save a checkpoint in {self._folder}",
@@ -44,10 +47,13 @@ class Checkpoints:
         )
         self._unsummed: tuple[int, Any] | None = None  # a step, and its save
         policies = ocp.training
+        kept = policies.preservation_policies
         with _told(*self._saving):
             self._checkpointer = ocp.training.Checkpointer(
                 self._folder,
-                preservation_policy=policies.preservation_policies.LatestN(keep),
+                preservation_policy=kept.AnyPreservationPolicy(
+                    [kept.LatestN(keep), kept.CustomSteps([always] if always else [])]
+                ),
                 save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(
                     1
                 ),
@@ -57,6 +63,16 @@ class Checkpoints:
         """The step of the newest whole checkpoint, None where there is none."""
         latest = self._checkpointer.latest
         return None if latest is None else int(latest.step)
+
+    def steps(self) -> list[int]:
+        """Of all whole checkpoints, in order."""
+        return sorted(int(found.step) for found in self._checkpointer.checkpoints)
+
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints of all later steps, the latest first."""
+        for later in reversed([number for number in self.steps() if number > step]):
+            with _told(*self._saving):
+                self._checkpointer.delete(later)
 
     def save(self, step: int, state: PyTree) -> None:
         """Starts saving; returns once `state` may be overwritten."""

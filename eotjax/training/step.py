@@ -156,8 +156,12 @@ def make_optimizer(
     clip_norm: float = 1.0,
     weight_decay: float = 0.0,
     muon: float = 0.0,
+    cooldown_steps: int = 0,
 ) -> Optimizer:
     """AdamW after clipping by global norm; linear warm-up, then cosine decay.
+
+    Or a constant rate with a linear cooldown, as good as a cosine (Haegele et al. 2024,
+    arXiv 2405.18392): until it begins, no step depends on how many there will be.
 
     With Muon the updates of matrices are orthogonalised (Jordan et al. 2024), and
     scaled as AdamW's usually are (Liu et al. 2025, arXiv 2502.16982, equation 4).
@@ -170,9 +174,19 @@ def make_optimizer(
       clip_norm: largest global norm of a gradient.
       weight_decay: decoupled.
       muon: the peak for matrices, which Muon moves; 0 leaves them to AdamW.
+      cooldown_steps: the last ones, in which a constant rate falls; 0 for a cosine.
     """
 
     def schedule(peak: float) -> optax.Schedule:
+        if cooldown_steps:
+            parts = [
+                optax.linear_schedule(0.0, peak, warmup_steps),
+                optax.constant_schedule(peak),
+                optax.linear_schedule(peak, peak * final_fraction, cooldown_steps),
+            ]
+            return optax.join_schedules(
+                parts, [warmup_steps, total_steps - cooldown_steps]
+            )
         return optax.warmup_cosine_decay_schedule(
             init_value=0.0,
             peak_value=peak,
