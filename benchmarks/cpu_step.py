@@ -15,7 +15,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from eotjax import command, parallel
-from eotjax.build import planning, wiring
+from eotjax.build import learning, planning, wiring
 from eotjax.networks import kernels
 from eotjax.training import step
 from eotjax.transport import sinkhorn
@@ -45,8 +45,8 @@ def main(_) -> None:
     def compiled():
         net = wiring.network(config, shape)
         params = net.init(jax.random.key(0), *wiring.inputs(config, shape))["params"]
-        state = step.init(params, wiring.optimizer(config).update)
-        run = parallel.jit_step(wiring.train_step(config, shape, pair), mesh, layout)
+        state = step.init(params, learning.optimizer(config).update)
+        run = parallel.jit_step(learning.train_step(config, shape, pair), mesh, layout)
         return run.lower(state, jnp.zeros(())).compile(), state
 
     if not kernels.used():

@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from eotjax import parallel
-from eotjax.build import checks, planning, wiring
+from eotjax.build import checks, learning, planning, wiring
 from eotjax.networks import kernels
 from eotjax.training import refit
 
@@ -59,7 +59,7 @@ def main(_) -> None:
 
     # Its size changes nothing here.
     config = planning.with_epsilon(config, config.coupling.epsilon)
-    training = wiring.training(config, shape, lengths, mesh)
+    training = learning.training(config, shape, lengths, mesh)
     state = jax.eval_shape(training.init)
     with kernels.portable():  # of others' kernels XLA counts nothing
         lowered = training.step.lower(state, data)

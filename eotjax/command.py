@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from absl import logging
 
+from eotjax.caches import keep_programs
 from eotjax.errors import UserError
 
 # Options of glibc's mallopt, from malloc.h, and their values here.
@@ -41,6 +42,7 @@ def exit_after(
     and status 1, Ctrl-C with one and status 130.
     """
     keep_memory()
+    keep_programs()
     quiet()
     for stream in (sys.stdout, sys.stderr):  # names of files may be no text
         if isinstance(stream, io.TextIOWrapper):

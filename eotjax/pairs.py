@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from eotjax import arrays, command, prepare
-from eotjax.build import planning, run_folder, wiring
+from eotjax.build import learning, planning, run_folder, wiring
 from eotjax.data import domains, images
 from eotjax.errors import require
 from eotjax.networks import latents
@@ -36,14 +36,14 @@ def of_step(run: Run, done: int) -> tuple[Points, Points]:
         f"there is no step {done} in {run.workdir}, whose last checkpoint is of step "
         f"{trained}; give one from 1 to {trained}.",
     )
-    data, rounds = next(run.batches(at)), wiring.rounds(config, at)
+    data, rounds = next(run.batches(at)), learning.rounds(config, at)
     if rounds:
         require(
-            rounds == wiring.rounds(config, trained - 1),
+            rounds == learning.rounds(config, trained - 1),
             f"the bridge made the pairs of step {done} with parameters that are no "
             "longer kept; give a later step.",
         )
-        make = wiring.pair_maker(config, run.shape, run.mesh)
+        make = learning.pair_maker(config, run.shape, run.mesh)
         data = data | make(run.state.maker, data, rounds)
     draw = jax.jit(run.training.pairs)
     held, first = run.state.held, planning.first_step_of_plan(config, at)

@@ -15,10 +15,18 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eotjax import beginning, errors, parallel, progress
+from eotjax import beginning, caches, errors, parallel, progress
 from eotjax.artefact import export
 from eotjax.artefact.translator import Translator
-from eotjax.build import checks, dataset, encoding, planning, run_folder, wiring
+from eotjax.build import (
+    checks,
+    dataset,
+    encoding,
+    learning,
+    planning,
+    run_folder,
+    wiring,
+)
 from eotjax.build.checks import Shape
 from eotjax.data import batch
 from eotjax.data.domains import DataSet
@@ -60,7 +68,7 @@ class Run(NamedTuple):
     space: latents.Autoencoder | None
     on_device: step.Data | None
     batches: Callable[[int], Iterator[step.Data]]
-    training: wiring.Training
+    training: learning.Training
     sample: Callable[..., jax.Array]
     checkpoints: Checkpoints
     state: step.TrainState
@@ -98,6 +106,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     devices = mesh.devices.flat
     by = ", convolutions by oneDNN" if kernels.used() else ""  # docs/machines.md
     print(f"devices: {mesh.size} {devices[0].device_kind} ({devices[0].platform}){by}")
+    if programs := caches.programs():
+        print(f"compiled programs: kept in {programs}")
     checks.check_config(config, mesh.size)
     run_folder.check(workdir, config)
     known = run_folder.plan(workdir)
@@ -140,21 +150,21 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
-        always=wiring.cooldown_begins(config),
+        always=learning.cooldown_begins(config),
     )
     beginning.carry_on(workdir, config, checkpoints)
     held = None
     if sets is not None and checkpoints.latest_step() is None:
         held = whole_plan(config, sets)
-    if wiring.needs_moments(config):
+    if learning.needs_moments(config):
         config.estimator.moments = known.moments or measure_moments(
             config, held, batches(0), resident, embed, mesh
         )
-    if wiring.needs_spectrum(config):
+    if learning.needs_spectrum(config):
         config.estimator.spectrum = known.spectrum or noise.to_text(
             noise.of_images(planning.sample_views(config, trained))
         )
-    training = wiring.training(config, shape, resident, mesh, embed)
+    training = learning.training(config, shape, resident, mesh, embed)
     sample = wiring.sampling(config, shape, mesh)
     found = run_folder.of(config, splits.fingerprints, begun)
     run_folder.claim(workdir, asked, found)

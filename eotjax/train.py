@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from eotjax import errors, parallel, prepare
 from eotjax.artefact import export
-from eotjax.build import run_folder, wiring
+from eotjax.build import learning, run_folder
 from eotjax.data import images
 from eotjax.data.domains import DataSet
 from eotjax.evaluation import card, evaluate, judge
@@ -121,7 +121,7 @@ def log_of(run: Run, writer: logging.Writer) -> logging.Log:
         every=config.log_every,
         total_steps=config.steps,
         batch_size=config.batch_size,
-        learning_rate=wiring.optimizer(config).learning_rate,
+        learning_rate=learning.optimizer(config).learning_rate,
         max_marginal_error=config.coupling.max_marginal_error,
     )
 
@@ -145,11 +145,11 @@ def loop(
       The state then, and whether no signal came.
     """
     config, state, start = run.config, run.state, int(run.state.step)
-    make_pairs = wiring.pair_maker(config, run.shape, run.mesh)
+    make_pairs = learning.pair_maker(config, run.shape, run.mesh)
     data, advance, stop = run.batches(start), None, False
-    rounds = wiring.rounds(config, start - 1)
+    rounds = learning.rounds(config, start - 1)
     for done in range(start + 1, config.steps + 1):
-        earlier, rounds = rounds, wiring.rounds(config, done - 1)
+        earlier, rounds = rounds, learning.rounds(config, done - 1)
         if rounds > earlier:
             state = state._replace(maker=jax.tree.map(jnp.copy, state.ema_params))
         if rounds > earlier or (rounds and advance is None):
@@ -171,7 +171,7 @@ def loop(
             log.flush()
             with log.aside():
                 viewer.show(state)
-        turning = done == wiring.cooldown_begins(config)
+        turning = done == learning.cooldown_begins(config)
         if done % config.checkpoint.every == 0 or turning or last or stop:
             log.flush()  # saving waits for the device anyway
             run.checkpoints.save(done, state)

@@ -11,7 +11,7 @@ import jax
 
 import eotjax
 from eotjax import parallel
-from eotjax.build import dataset, planning, wiring
+from eotjax.build import dataset, learning, planning
 from eotjax.training.checkpoint import Checkpoints
 
 # Never ends, and never saves unless it is told to.
@@ -70,7 +70,7 @@ def final_state(config, workdir):
     shape = dataset.sample_shape(config, splits)
     config = planning.with_epsilon(config, 1.0)
     lengths = (len(splits.train_source), len(splits.train_target))
-    state = jax.eval_shape(wiring.training(config, shape, lengths, mesh).init)
+    state = jax.eval_shape(learning.training(config, shape, lengths, mesh).init)
     layout = parallel.replicated(mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)
     restored = checkpoints.restore(

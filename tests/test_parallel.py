@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from eotjax import parallel
-from eotjax.build import dataset, planning, wiring
+from eotjax.build import dataset, learning, planning
 
 
 def run(config, devices, steps=3):
@@ -15,7 +15,7 @@ def run(config, devices, steps=3):
     shape = dataset.sample_shape(config, splits)
     lengths = (len(splits.train_source), len(splits.train_target))
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    training = wiring.training(config, shape, lengths, mesh)
+    training = learning.training(config, shape, lengths, mesh)
     arrays = {"source": splits.train_source, "target": splits.train_target}
     data = parallel.put(arrays, parallel.replicated(mesh))
     state = training.init()

@@ -7,7 +7,6 @@ images, weights or sizes are never mistaken for what was encoded.
 """
 
 import hashlib
-import os
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from eotjax import atomic
+from eotjax import atomic, caches
 from eotjax.data import domains, images
 from eotjax.data.domains import DataSet, Domain, Lazy
 from eotjax.errors import UserError, gather
@@ -72,7 +71,7 @@ def _from_file(
     config: ConfigDict, domain: Domain, name: str, space: Autoencoder
 ) -> np.ndarray:
     """A set's raw latents, mapped into memory; encoded where there is no file yet."""
-    folder = Path(config.latent.cache or default_folder()).expanduser()
+    folder = Path(config.latent.cache or caches.folder() / "latents").expanduser()
     path = folder / f"{_digest(config, domain, space)}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,12 +86,6 @@ def _from_file(
         raise UserError(
             f"{path} is damaged ({error}); remove it, and it is made again."
         ) from error
-
-
-def default_folder() -> Path:
-    """Where latents are kept: the user's cache."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "eotjax" / "latents"
 
 
 def _digest(config: ConfigDict, domain: Domain, space: Autoencoder) -> str:

@@ -1,18 +1,17 @@
-"""Turns a config into the parts that know nothing of configs."""
+"""Turns a config into what translates: network, estimator, sampler."""
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Float, Int, PyTree, UInt32
 from ml_collections import ConfigDict
 
 from eotjax import parallel
-from eotjax.build import planning
 from eotjax.build.checks import Shape, factor_of
 from eotjax.diffusion import noise, sampler, schedule
 from eotjax.diffusion.bridge import Bridge, PairMoments
@@ -21,9 +20,6 @@ from eotjax.errors import choose
 from eotjax.networks import latents
 from eotjax.networks.mlp import MLP
 from eotjax.networks.unet import UNet
-from eotjax.training import refit, step
-from eotjax.transport import cost
-from eotjax.transport.pairing import Pairing
 
 NO_BFLOAT16 = ("T4", "V100", "P100", "GTX", "RTX 20")  # GPUs that compute it slowly
 
@@ -134,106 +130,6 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
     return make()
 
 
-def needs_moments(config: ConfigDict) -> bool:
-    """Whether the network's scales come from the pairs' second moments."""
-    c = config.estimator
-    return c.name == "bridge" and c.prediction == "data" and not c.moments
-
-
-def needs_spectrum(config: ConfigDict) -> bool:
-    """Whether the noise is to be like the training sets."""
-    return config.estimator.noise == "images" and not config.estimator.spectrum
-
-
-def optimizer(config: ConfigDict) -> step.Optimizer:
-    """The update rule."""
-    c = config.optimizer
-    return step.make_optimizer(
-        learning_rate=c.learning_rate,
-        warmup_steps=c.warmup_steps,
-        total_steps=config.steps,
-        final_fraction=c.final_fraction,
-        clip_norm=c.clip_norm,
-        weight_decay=c.weight_decay,
-        muon=c.muon,
-        cooldown_steps=c.cooldown_steps,
-    )
-
-
-def cooldown_begins(config: ConfigDict) -> int | None:
-    """After how many steps the rate, constant till then, falls; None for a cosine."""
-    tail = config.optimizer.cooldown_steps
-    return config.steps - tail if tail else None
-
-
-class Training(NamedTuple):
-    """What the loop needs, both jitted over the mesh; and the pairs that it draws."""
-
-    init: Callable[[], step.TrainState]
-    step: Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]
-    pairs: Pairing
-
-
-def train_step(
-    config: ConfigDict, shape: Shape, pair: Pairing
-) -> Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]:
-    """Wires the pure training step on the pairs that `pair` gives."""
-    net = network(config, shape)
-
-    def apply(params, inputs: Array, t: Array, label: Array, key: Array) -> Any:
-        return net.apply(
-            {"params": params}, inputs, t, label, train=True, rngs={"dropout": key}
-        )
-
-    return step.make_train_step(
-        pair=pair,
-        estimator=estimator(config, shape),
-        apply=apply,
-        optimizer=optimizer(config).update,
-        ema_decay=config.optimizer.ema_decay,
-        seed=config.seed,
-        both=config.estimator.direction == "both",
-    )
-
-
-def training(
-    config: ConfigDict,
-    shape: Shape,
-    lengths: tuple[int, int] | None,
-    mesh: Mesh,
-    embed: cost.Embed = cost.pixels,
-) -> Training:
-    """Wires initialisation and the training step.
-
-    Args:
-      config: the whole config, its epsilon in units of the cost.
-      shape: of one image or vector.
-      lengths: of the training domains, whole on the device; None to stream.
-      mesh: of all devices.
-      embed: to where the cost is taken.
-    """
-    assert not config.coupling.relative and not config.coupling.entropy
-    net = network(config, shape)
-    update = optimizer(config).update
-
-    def init() -> step.TrainState:
-        params = net.init(jax.random.key(config.seed), *inputs(config, shape))
-        return step.init(
-            params["params"],
-            update,
-            planning.nothing_held(config, lengths),
-            makes_pairs=config.refit.after > 0,
-        )
-
-    pair = planning.pair(config, embed, planning.solver(config), lengths, mesh)
-    layout = parallel.replicated(mesh) if lengths else parallel.split(mesh)
-    return Training(
-        jax.jit(init, out_shardings=parallel.replicated(mesh)),
-        parallel.jit_step(train_step(config, shape, pair), mesh, layout),
-        pair,
-    )
-
-
 def inputs(config: ConfigDict, shape: Shape) -> tuple[Array, Array, Array]:
     """Network inputs of the right shapes, for images or vectors of `shape`."""
     estimate, shape = estimator(config, shape), inner_shape(config, shape)
@@ -245,7 +141,7 @@ def inputs(config: ConfigDict, shape: Shape) -> tuple[Array, Array, Array]:
 # latents.Model, else the network's own.
 Sample = Callable[
     [
-        step.Params | latents.Model,
+        PyTree,
         UInt32[Array, ""],
         UInt32[Array, "b"],
         Int[Array, "b"],
@@ -279,7 +175,7 @@ def sample(config: ConfigDict, shape: Shape, done: int | None = None) -> Sample:
 
 def sample_points(
     config: ConfigDict, shape: Shape, done: int | None = None
-) -> Callable[[step.Params, sampler.Keys, Array, Array], Array]:
+) -> Callable[[PyTree, sampler.Keys, Array, Array], Array]:
     """Wires `sample` where it diffuses: (params, keys, source, direction) -> ends."""
     net = network(config, shape)
     estimate = estimator(config, shape)
@@ -295,28 +191,6 @@ def sample_points(
         return estimate.sample(apply, keys, source, direction, times, solver.step)
 
     return translate
-
-
-def rounds(config: ConfigDict, step: int) -> int:
-    """How often a bridge has made its own pairs before step `step` + 1."""
-    return refit.number(step, after=config.refit.after, every=config.refit.every)
-
-
-def pair_maker(
-    config: ConfigDict, shape: Shape, mesh: Mesh
-) -> Callable[[step.Params, step.Data, int], step.Data]:
-    """Wires the making of a bridge's own pairs, by its process, which may be guided."""
-    own = config.copy_and_resolve_references()
-    own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps
-    own.sampling.guidance, own.sampling.temperature = config.refit.guidance, 1.0
-    return refit.maker(
-        sample_points(own, shape),
-        views=planning.fixed_views(config),
-        copies=config.refit.copies,
-        at_once=config.sampling.batch_size,
-        seed=config.seed,
-        mesh=mesh,
-    )
 
 
 def sampling(

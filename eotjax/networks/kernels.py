@@ -29,6 +29,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from eotjax import caches
+
 LIBRARY = "onednn-cpu-gomp"
 HEADERS = "onednn-devel-cpu-gomp"
 SOURCE = Path(__file__).with_suffix(".cc")
@@ -234,8 +236,7 @@ def _compiled() -> Path:
     headers = _installed(HEADERS, "dnnl.hpp").parent
     versions = (jax.__version__, importlib.metadata.version(LIBRARY), str(library))
     digest = hashlib.sha256(SOURCE.read_bytes() + repr(versions).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "eotjax" / f"kernels-{digest.hexdigest()[:16]}.so"
+    path = caches.folder() / f"kernels-{digest.hexdigest()[:16]}.so"
     if path.exists():
         return path
     compiler = shutil.which(os.environ.get("CXX", "g++"))

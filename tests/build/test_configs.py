@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from configs import default, digits, horse2zebra, known_plan
 from eotjax import parallel, train
-from eotjax.build import checks, dataset, planning, wiring
+from eotjax.build import checks, dataset, learning, planning, wiring
 from eotjax.errors import UserError
 
 FILES = sorted(Path(default.__file__).parent.glob("*.py"))
@@ -77,7 +77,7 @@ def test_a_config_describes_a_step_that_keeps_the_state_what_it_is(name):
     checks.check_config(config, 8)
     checks.check_shape(config, shape)
     config = planning.with_epsilon(config, 1.0)
-    training = wiring.training(config, shape, (100, 90), parallel.make_mesh())
+    training = learning.training(config, shape, (100, 90), parallel.make_mesh())
     state = jax.eval_shape(training.init)
     after, metrics = jax.eval_shape(training.step, state, data)
     assert jax.tree.structure(after) == jax.tree.structure(state)
@@ -100,7 +100,7 @@ def test_cde_is_the_default_and_variants_are_applied_in_turn():
 def test_horse2zebra_has_the_size_that_its_description_says():
     config = planning.with_epsilon(horse2zebra.get_config(), 1.0)
     config.latent.channels = 32
-    training = wiring.training(config, (256, 256, 3), (9, 9), parallel.make_mesh())
+    training = learning.training(config, (256, 256, 3), (9, 9), parallel.make_mesh())
     params = jax.eval_shape(training.init).params
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
     assert f"{count / 1e6:.1f} M parameters" in horse2zebra.__doc__
@@ -164,7 +164,7 @@ def test_every_key_is_read_somewhere(read_keys, smoke, image_folder, tmp_path):
     with pytest.raises(UserError):
         dataset.load(smoke(data__kind="tfds", data__name="no_such_set"))
     dataset.load(known_plan.get_config("smoke"))
-    wiring.rounds(smoke(refit__after=1), 1)
+    learning.rounds(smoke(refit__after=1), 1)
     for name in ("pooled", "pca"):
         config = smoke(coupling__cost=name)
         planning.embed(config, dataset.load(config))

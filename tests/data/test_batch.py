@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 from eotjax import parallel, prepare
-from eotjax.build import dataset, planning, wiring
+from eotjax.build import dataset, learning, planning
 from eotjax.data import batch, domains
 from eotjax.errors import UserError
 from eotjax.transport import cost, pairing, sinkhorn
@@ -218,7 +218,7 @@ def run(config, steps):
     splits, mesh = dataset.load(config), parallel.make_mesh()
     lengths = (5, 3) if splits.resident else None
     config = planning.with_epsilon(config, 1.0)
-    training = wiring.training(config, (8, 8, 3), lengths, mesh)
+    training = learning.training(config, (8, 8, 3), lengths, mesh)
     state = training.init()
     if splits.resident:
         whole = prepare.device_data(config, splits, cost.pixels, mesh)

@@ -23,7 +23,7 @@ from PIL import Image
 
 import eotjax
 from eotjax import errors, main, parallel, prepare, train
-from eotjax.build import checks, dataset, planning, wiring
+from eotjax.build import checks, dataset, learning, planning
 from eotjax.data import domains, images, sources
 
 NAMES = domains.Four("trainA", "trainB", "testA", "testB")
@@ -229,7 +229,7 @@ def test_options(often, vectors, monkeypatch, config):
         shape = dataset.sample_shape(found, splits)
         checks.check_coupling(found, splits.resident)
         found = planning.with_epsilon(found, found.coupling.epsilon)
-        if wiring.needs_moments(found):
+        if learning.needs_moments(found):
             found.estimator.moments = (1.0, 1.0, 0.0)
         found.estimator.noise = "white"
         mesh = parallel.make_mesh(jax.devices()[:1])
@@ -237,7 +237,7 @@ def test_options(often, vectors, monkeypatch, config):
         data = dict(zip(("source", "target"), splits[:2], strict=True))
         if found.coupling.method == "whole":
             return "plan between whole sets"
-        training = wiring.training(
+        training = learning.training(
             found, shape, lengths, mesh, planning.embed(found, splits)
         )
         state = jax.eval_shape(training.init)

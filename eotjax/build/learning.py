@@ -1,0 +1,138 @@
+"""Turns a config into what training needs: optimiser, step, a bridge's own pairs."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from eotjax import parallel
+from eotjax.build import planning, wiring
+from eotjax.build.checks import Shape
+from eotjax.training import refit, step
+from eotjax.transport import cost
+from eotjax.transport.pairing import Pairing
+
+
+def optimizer(config: ConfigDict) -> step.Optimizer:
+    """The update rule."""
+    c = config.optimizer
+    return step.make_optimizer(
+        learning_rate=c.learning_rate,
+        warmup_steps=c.warmup_steps,
+        total_steps=config.steps,
+        final_fraction=c.final_fraction,
+        clip_norm=c.clip_norm,
+        weight_decay=c.weight_decay,
+        muon=c.muon,
+        cooldown_steps=c.cooldown_steps,
+    )
+
+
+def cooldown_begins(config: ConfigDict) -> int | None:
+    """After how many steps the rate, constant till then, falls; None for a cosine."""
+    tail = config.optimizer.cooldown_steps
+    return config.steps - tail if tail else None
+
+
+def needs_moments(config: ConfigDict) -> bool:
+    """Whether the network's scales come from the pairs' second moments."""
+    c = config.estimator
+    return c.name == "bridge" and c.prediction == "data" and not c.moments
+
+
+def needs_spectrum(config: ConfigDict) -> bool:
+    """Whether the noise is to be like the training sets."""
+    return config.estimator.noise == "images" and not config.estimator.spectrum
+
+
+class Training(NamedTuple):
+    """What the loop needs, both jitted over the mesh; and the pairs that it draws."""
+
+    init: Callable[[], step.TrainState]
+    step: Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]
+    pairs: Pairing
+
+
+def train_step(
+    config: ConfigDict, shape: Shape, pair: Pairing
+) -> Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]:
+    """Wires the pure training step on the pairs that `pair` gives."""
+    net = wiring.network(config, shape)
+
+    def apply(params, inputs: Array, t: Array, label: Array, key: Array) -> Any:
+        return net.apply(
+            {"params": params}, inputs, t, label, train=True, rngs={"dropout": key}
+        )
+
+    return step.make_train_step(
+        pair=pair,
+        estimator=wiring.estimator(config, shape),
+        apply=apply,
+        optimizer=optimizer(config).update,
+        ema_decay=config.optimizer.ema_decay,
+        seed=config.seed,
+        both=config.estimator.direction == "both",
+    )
+
+
+def training(
+    config: ConfigDict,
+    shape: Shape,
+    lengths: tuple[int, int] | None,
+    mesh: Mesh,
+    embed: cost.Embed = cost.pixels,
+) -> Training:
+    """Wires initialisation and the training step.
+
+    Args:
+      config: the whole config, its epsilon in units of the cost.
+      shape: of one image or vector.
+      lengths: of the training domains, whole on the device; None to stream.
+      mesh: of all devices.
+      embed: to where the cost is taken.
+    """
+    assert not config.coupling.relative and not config.coupling.entropy
+    net = wiring.network(config, shape)
+    update = optimizer(config).update
+
+    def init() -> step.TrainState:
+        params = net.init(jax.random.key(config.seed), *wiring.inputs(config, shape))
+        return step.init(
+            params["params"],
+            update,
+            planning.nothing_held(config, lengths),
+            makes_pairs=config.refit.after > 0,
+        )
+
+    pair = planning.pair(config, embed, planning.solver(config), lengths, mesh)
+    layout = parallel.replicated(mesh) if lengths else parallel.split(mesh)
+    return Training(
+        jax.jit(init, out_shardings=parallel.replicated(mesh)),
+        parallel.jit_step(train_step(config, shape, pair), mesh, layout),
+        pair,
+    )
+
+
+def rounds(config: ConfigDict, step: int) -> int:
+    """How often a bridge has made its own pairs before step `step` + 1."""
+    return refit.number(step, after=config.refit.after, every=config.refit.every)
+
+
+def pair_maker(
+    config: ConfigDict, shape: Shape, mesh: Mesh
+) -> Callable[[step.Params, step.Data, int], step.Data]:
+    """Wires the making of a bridge's own pairs, by its process, which may be guided."""
+    own = config.copy_and_resolve_references()
+    own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps
+    own.sampling.guidance, own.sampling.temperature = config.refit.guidance, 1.0
+    return refit.maker(
+        wiring.sample_points(own, shape),
+        views=planning.fixed_views(config),
+        copies=config.refit.copies,
+        at_once=config.sampling.batch_size,
+        seed=config.seed,
+        mesh=mesh,
+    )
