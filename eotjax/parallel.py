@@ -30,6 +30,9 @@ def start_processes() -> None:
     def number(name: str) -> int | None:
         return int(os.environ[name]) if name in os.environ else None
 
+    # On CPUs two programs under way at once may each wait for the other's collective
+    # (jax-ml/jax issue 25861 has such hangs in one process).
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.distributed.initialize(
         num_processes=number("JAX_NUM_PROCESSES"),
         process_id=number("JAX_PROCESS_ID"),
