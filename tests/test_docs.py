@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import itertools
 import re
 import shlex
 import subprocess
@@ -29,6 +30,8 @@ CODE = re.compile(r"(`+)(.+?)\1", re.S)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PLACEHOLDER = re.compile(r"[A-Z]+")  # a variant that the text explains: configs/x.py:E
 BETWEEN = ("", "&&", "||", "|", "&", "do")  # commands of one line
+# Scripts that pass their last arguments on to eotjax.main.
+LAUNCHERS = ("launch/multiprocess.sh", "launch/slurm.sbatch", "launch/tpu_vm.sh")
 # Commands that use argparse.
 PARSERS = ("translate", "evaluate", "export", "features", "pairs", "demo")
 
@@ -167,6 +170,9 @@ def script_flaw(path, arguments):
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         unknown = set(arguments) - set(project["optional-dependencies"])
         return f"there is no extra {unknown}" if unknown else None
+    if path in LAUNCHERS:
+        own = itertools.takewhile(lambda word: "config" not in word, arguments)
+        return main_flaw(arguments[len(list(own)) :])
     source = (ROOT / path).read_text()
     for word in arguments:
         name = re.match(r"--(\w+)", word)

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# Trains on a Cloud TPU, of one host or of many, and goes on after a pre-emption:
+#   launch/tpu_vm.sh [--dry-run] create|setup|delete NAME
+#   launch/tpu_vm.sh [--dry-run] run NAME --config=CONFIG --workdir=RUN [OPTION...]
+# `run` makes the TPU where there is none, sets up all its workers, trains, and begins again where
+# the TPU was taken away. Needs gcloud. The workdir and the data must outlive the TPU: BUCKET is
+# mounted at ~/bucket by gcsfuse.
+#   ZONE (us-central2-b)  TYPE (v4-8)  VERSION (tpu-ubuntu2204-base)  SPOT (yes; empty: no)
+#   REPOSITORY: what the workers clone  BUCKET: of Cloud Storage, without gs://
+set -euo pipefail
+zone=${ZONE:-us-central2-b}
+type=${TYPE:-v4-8}
+version=${VERSION:-tpu-ubuntu2204-base}
+spot=${SPOT-yes}
+
+fail() {
+  echo "$0: $1" >&2
+  exit 2
+}
+
+dry=
+if [[ ${1-} == --dry-run ]]; then
+  dry=yes
+  shift
+fi
+(($# >= 2)) || fail "give a command and the TPU's name, as in: $0 run NAME --config=..."
+command=$1 name=$2
+shift 2
+
+tpu() { # gcloud on this TPU; printed only, in a dry run
+  local run=(gcloud compute tpus tpu-vm "$1" "$name" --zone="$zone" "${@:2}")
+  if [[ $dry ]]; then
+    printf '%q ' "${run[@]}"
+    echo
+  else
+    "${run[@]}"
+  fi
+}
+
+state() { # READY, PREEMPTED, ..., or NONE
+  if [[ $dry ]]; then
+    echo NONE
+  else
+    gcloud compute tpus tpu-vm describe "$name" --zone="$zone" --format='value(state)' 2>/dev/null || echo NONE
+  fi
+}
+
+create() {
+  tpu create --accelerator-type="$type" --version="$version" ${spot:+--spot}
+}
+
+delete() {
+  tpu delete --quiet
+}
+
+everywhere() { # a shell command, on all workers at once
+  tpu ssh --worker=all --command="$1"
+}
+
+setup() {
+  [[ ${REPOSITORY-} ]] || fail "set REPOSITORY to what the workers shall clone."
+  local steps
+  printf -v steps 'set -e; [ -d eotjax ] || git clone --quiet %q eotjax; eotjax/launch/install.sh tpu' \
+    "$REPOSITORY"
+  if [[ ${BUCKET-} ]]; then
+    printf -v steps '%s; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs %q bucket' \
+      "$steps" "$BUCKET"
+  fi
+  everywhere "$steps"
+}
+
+run() {
+  local train
+  printf -v train ' %q' "$@"
+  while true; do
+    case $(state) in
+    READY) ;;
+    NONE) create ;;
+    *) # taken away, or stopped
+      delete
+      create
+      ;;
+    esac
+    setup
+    local status=0
+    everywhere "cd eotjax && .venv/bin/python -m eotjax.main --distributed$train" || status=$?
+    if ((status == 0)) || [[ $dry ]]; then return; fi
+    if [[ $(state) == READY ]]; then return "$status"; fi # it is not the TPU that failed
+    echo "$0: $name was taken away; making it anew" >&2
+  done
+}
+
+case $command in
+create | setup | delete) "$command" ;;
+run) run "$@" ;;
+*) fail "there is no $command; it is create, setup, run or delete." ;;
+esac
