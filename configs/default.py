@@ -115,6 +115,8 @@ def get_config(variants: str = "") -> ConfigDict:
     c.model.head_channels = 64  # channels of one attention head
     c.model.dropout = 0.0
     c.model.remat = False  # recompute activations: less memory, a third more time
+    c.model.sharded = False  # cut parameters, their average and the optimiser's state
+    # over the devices (FSDP); else each device holds them whole
     c.model.dtype = "auto"  # of compute: bfloat16, float32; auto: float32 on CPU only
 
     c.optimizer = ConfigDict()  # AdamW, linear warm-up, cosine decay

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -24,7 +23,7 @@ def first_state(
     abstract: step.TrainState,
     checkpoints: Checkpoints,
     artefact: str,
-    layout: NamedSharding,
+    layout: step.TrainState,
 ) -> step.TrainState:
     """The newest checkpoint's state; else a new one, of an artefact's parameters.
 
@@ -33,7 +32,7 @@ def first_state(
       abstract: its shapes.
       checkpoints: of the run.
       artefact: the folder that it begins from; empty to begin anew.
-      layout: of every array.
+      layout: of its arrays.
 
     Raises:
       UserError: a checkpoint or the artefact cannot be read, or does not fit.
@@ -43,7 +42,9 @@ def first_state(
         return _from_artefact(state, artefact, layout) if artefact else state
     state = checkpoints.restore(
         jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), abstract
+            lambda x, y: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=y),
+            abstract,
+            layout,
         )
     )
     print(f"going on from step {int(state.step)}")
@@ -51,10 +52,10 @@ def first_state(
 
 
 def _from_artefact(
-    state: step.TrainState, artefact: str, layout: NamedSharding
+    state: step.TrainState, artefact: str, layout: step.TrainState
 ) -> step.TrainState:
     found = export.parameters(artefact)
-    params, left = fitted(jax.device_get(state.params), found)
+    params, left = fitted(state.params, jax.device_get(found))
     every = len(jax.tree.leaves(params))
     require(
         len(left) < every,
@@ -64,7 +65,11 @@ def _from_artefact(
     new = f"; new: {', '.join(left[:NAMED])}" if left else ""
     more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
     print(f"begun from {artefact}: {every - len(left)} of {every} arrays{new}{more}")
-    params = parallel.put(params, layout)
+    params = jax.tree.map(
+        lambda x, y: x if isinstance(x, jax.Array) else parallel.put(x, y),
+        params,
+        layout.params,
+    )
     return state._replace(
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),

@@ -1,6 +1,7 @@
 """All devices as one: a mesh with the axis `data`, and what is laid out along it."""
 
 import faulthandler
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -65,14 +66,52 @@ def split(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
-    """Lays host arrays out; in a run of several processes, all hold the same."""
+def shared_out(tree: PyTree, mesh: Mesh) -> PyTree:
+    """For arrays of a tree's shapes: the longest axis cut that the devices divide.
 
-    def put_one(x):
+    Each device then holds its share of every array, where one has such an axis.
+    """
+
+    def layout(x: Any) -> NamedSharding:
+        axes = [axis for axis, n in enumerate(x.shape) if n and n % mesh.size == 0]
+        names: list[str | None] = [None] * len(x.shape)
+        if axes:
+            names[max(axes, key=lambda axis: x.shape[axis])] = "data"
+        return NamedSharding(mesh, PartitionSpec(*names))
+
+    return jax.tree.map(layout, tree)
+
+
+def bytes_held(tree: PyTree, layouts: PyTree) -> int:
+    """Of arrays of a tree's shapes and types, laid out so, on each device."""
+    sizes = jax.tree.map(
+        lambda x, layout: math.prod(layout.shard_shape(x.shape)) * x.dtype.itemsize,
+        tree,
+        layouts,
+    )
+    return sum(jax.tree.leaves(sizes))
+
+
+def gathered(tree: PyTree, mesh: Mesh) -> PyTree:
+    """The same arrays, whole on every device."""
+    if all(x.sharding.is_fully_replicated for x in jax.tree.leaves(tree)):
+        return tree
+    return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+
+
+def put(tree: PyTree, layouts: PyTree) -> PyTree:
+    """Lays host arrays out, all alike or each as a tree of layouts has it.
+
+    In a run of several processes, all hold the same.
+    """
+
+    def put_one(layout: NamedSharding, x: Any) -> jax.Array:
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
 
-    return jax.tree.map(put_one, tree)
+    if isinstance(layouts, NamedSharding):
+        return jax.tree.map(lambda x: put_one(layouts, x), tree)
+    return jax.tree.map(put_one, layouts, tree)
 
 
 def constrain_batch(mesh: Mesh, batch: PyTree) -> PyTree:
@@ -119,11 +158,20 @@ def jit_step(
     train_step: Callable[[State, Data], tuple[State, Metrics]],
     mesh: Mesh,
     data: NamedSharding,
+    state: PyTree | None = None,
 ) -> Callable[[State, Data], tuple[State, Metrics]]:
-    """A training step over all devices; the old state's memory serves the new one."""
+    """A training step over all devices; the old state's memory serves the new one.
+
+    Args:
+      train_step: the pure step.
+      mesh: of all devices.
+      data: how the data lie.
+      state: how the state does; None where it is whole on every device.
+    """
+    state = state or replicated(mesh)
     return jax.jit(
         train_step,
-        in_shardings=(replicated(mesh), data),
-        out_shardings=replicated(mesh),
+        in_shardings=(state, data),
+        out_shardings=(state, replicated(mesh)),
         donate_argnums=0,
     )

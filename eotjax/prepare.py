@@ -1,7 +1,6 @@
 """All that a run needs, made of a config and a folder."""
 
 import itertools
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -75,7 +74,7 @@ class Run(NamedTuple):
 
     def model(self, state: step.TrainState) -> step.Params | latents.Model:
         """What a state has to export: its averaged parameters, and their space."""
-        average = state.ema_params
+        average = parallel.gathered(state.ema_params, self.mesh)
         return average if self.space is None else latents.Model(average, self.space)
 
     def translator(self, state: step.TrainState) -> Translator:
@@ -169,10 +168,10 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     found = run_folder.of(config, splits.fingerprints, begun)
     run_folder.claim(workdir, asked, found)
     abstract = jax.eval_shape(training.init)
-    check_state(abstract)
+    check_state(abstract, training.layout)
     tell_parameters(abstract.params, workdir)
     state = beginning.first_state(
-        training.init, abstract, checkpoints, config.init, parallel.replicated(mesh)
+        training.init, abstract, checkpoints, config.init, training.layout
     )
     if held is not None:
         state = state._replace(held=held)
@@ -193,15 +192,15 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     )
 
 
-def check_state(state: step.TrainState) -> None:
+def check_state(state: step.TrainState, layout: step.TrainState) -> None:
     """Raises UserError where a device cannot even hold the state of a run."""
-    need = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state))
+    need = parallel.bytes_held(state, layout)
     have = parallel.memory(jax.local_devices()[0])
     errors.require(
         need <= have,
         f"the state of a run, with its optimiser's, takes {need / 2**30:.1f} GiB on "
         f"each device, which has {have / 2**30:.1f}: lower model.width, "
-        "model.multipliers or model.blocks.",
+        "model.multipliers or model.blocks, or set model.sharded on several devices.",
     )
 
 

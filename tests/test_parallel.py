@@ -3,8 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from runs import final_state
 
-from eotjax import parallel
+import eotjax
+from configs import digits, horse2zebra
+from eotjax import parallel, train
 from eotjax.build import dataset, learning, planning
 
 
@@ -96,6 +99,73 @@ def test_the_state_is_whole_on_every_device_and_compiled_for_once(vectors):
         assert len(copies) == 8
         for copy in copies:
             np.testing.assert_array_equal(copy, copies[0])
+
+
+def test_a_state_that_is_shared_out_trains_to_the_same_parameters(smoke):
+    start, one = (run(smoke(), 1, steps)[0] for steps in (0, 3))
+    many, *_ = run(smoke(model__sharded=True), 8)
+    for name in ("params", "ema_params"):
+        alike = getattr(many, name), getattr(one, name)
+        assert_close(*alike, start.params)
+    held = jax.tree.leaves(many.params) + jax.tree.leaves(many.opt_state)
+    whole = sum(x.nbytes for x in held)
+    here = sum(x.addressable_shards[3].data.nbytes for x in held)
+    assert here < 1.3 * whole / 8  # of a tiny network much cannot be cut
+
+
+@pytest.mark.parametrize(
+    "config",
+    [digits.get_config("bridge"), horse2zebra.get_config("large")],
+    ids=["digits", "horses"],
+)
+def test_a_device_of_eight_holds_an_eighth_of_the_state(config):
+    """And gathers parameters alone: neither their average nor the optimiser's state."""
+    config = planning.with_epsilon(config, 1.0)
+    config.model.sharded, shape = True, (16, 16, 3)
+    config.estimator.noise, config.estimator.moments = "white", (1.0, 1.0, 0.5)
+    if config.latent.weights:
+        shape, config.latent.channels = (256, 256, 3), 32
+    mesh = parallel.make_mesh()
+    training = learning.training(config, shape, (64, 64), mesh)
+    state = jax.eval_shape(training.init)
+    whole = jax.tree.map(lambda _: parallel.replicated(mesh), state)
+    ratio = parallel.bytes_held(state, whole) / parallel.bytes_held(
+        state, training.layout
+    )
+    assert ratio == pytest.approx(8, rel=0.05)
+
+
+def test_a_run_is_carried_on_whether_its_state_is_shared_out_or_not(
+    smoke, trained, tmp_path, interrupt
+):
+    interrupt(2)
+    assert not train.train(smoke(model__sharded=True), tmp_path)
+    shared = final_state(smoke(), tmp_path)
+    interrupt(3)
+    assert not train.train(smoke(), tmp_path)
+    interrupt(None)
+    assert train.train(smoke(model__sharded=True), tmp_path)
+    states = [final_state(smoke(), workdir) for workdir in (trained, tmp_path)]
+    assert [int(state.step) for state in states] == [4, 4]
+    assert_close(states[0].params, states[1].params, shared.params)
+    exported = eotjax.load(tmp_path / "export")._params
+    jax.tree.map(np.testing.assert_array_equal, exported, states[1].ema_params)
+
+
+def test_an_array_that_the_devices_do_not_divide_stays_whole():
+    mesh = parallel.make_mesh()
+    shapes = {"a": (3, 3, 16, 24), "b": (7,), "c": (), "d": (8, 8), "e": (0, 5)}
+    tree = {name: jax.ShapeDtypeStruct(shape, "f4") for name, shape in shapes.items()}
+    layouts = parallel.shared_out(tree, mesh)
+    pieces = {name: layouts[name].shard_shape(shape) for name, shape in shapes.items()}
+    assert pieces == shapes | {"a": (3, 3, 16, 3), "d": (1, 8)}
+    assert parallel.bytes_held(tree, layouts) == 4 * (432 + 7 + 1 + 8)
+    values = {"d": np.arange(64.0, dtype="f4").reshape(8, 8)}
+    cut = parallel.put(values, {"d": layouts["d"]})
+    assert cut["d"].addressable_shards[2].data.shape == (1, 8)
+    whole = parallel.gathered(cut, mesh)["d"]
+    assert whole.sharding.is_fully_replicated
+    np.testing.assert_array_equal(whole, values["d"])
 
 
 def test_a_batch_is_cut_over_the_devices():

@@ -54,15 +54,23 @@ class Training(NamedTuple):
     init: Callable[[], step.TrainState]
     step: Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]
     pairs: Pairing
+    layout: step.TrainState  # of the state, an array each
 
 
 def train_step(
-    config: ConfigDict, shape: Shape, pair: Pairing
+    config: ConfigDict,
+    shape: Shape,
+    pair: Pairing,
+    gather: Callable[[step.Params], step.Params] = lambda params: params,
 ) -> Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]:
-    """Wires the pure training step on the pairs that `pair` gives."""
+    """Wires the pure training step on the pairs that `pair` gives.
+
+    `gather` brings parameters together where the devices have shared them out.
+    """
     net = wiring.network(config, shape)
 
     def apply(params, inputs: Array, t: Array, label: Array, key: Array) -> Any:
+        params = gather(params)
         return net.apply(
             {"params": params}, inputs, t, label, train=True, rngs={"dropout": key}
         )
@@ -108,11 +116,27 @@ def training(
         )
 
     pair = planning.pair(config, embed, planning.solver(config), lengths, mesh)
-    layout = parallel.replicated(mesh) if lengths else parallel.split(mesh)
+    whole = parallel.replicated(mesh)
+    abstract = jax.eval_shape(init)
+    layout = jax.tree.map(lambda _: whole, abstract)
+    if config.model.sharded:
+        layout = layout._replace(
+            **{
+                name: parallel.shared_out(getattr(abstract, name), mesh)
+                for name in ("params", "ema_params", "opt_state", "maker")
+            }
+        )
+
+    def gather(params: step.Params) -> step.Params:
+        return jax.lax.with_sharding_constraint(params, whole)
+
+    one_step = train_step(config, shape, pair, gather)
+    data = whole if lengths else parallel.split(mesh)
     return Training(
-        jax.jit(init, out_shardings=parallel.replicated(mesh)),
-        parallel.jit_step(train_step(config, shape, pair), mesh, layout),
+        jax.jit(init, out_shardings=layout),
+        parallel.jit_step(one_step, mesh, data, layout),
         pair,
+        layout,
     )
 
 
@@ -128,7 +152,7 @@ def pair_maker(
     own = config.copy_and_resolve_references()
     own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps
     own.sampling.guidance, own.sampling.temperature = config.refit.guidance, 1.0
-    return refit.maker(
+    make = refit.maker(
         wiring.sample_points(own, shape),
         views=planning.fixed_views(config),
         copies=config.refit.copies,
@@ -136,3 +160,4 @@ def pair_maker(
         seed=config.seed,
         mesh=mesh,
     )
+    return lambda params, *rest: make(parallel.gathered(params, mesh), *rest)

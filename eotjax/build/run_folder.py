@@ -23,6 +23,7 @@ FREE_KEYS = (
     "license",
     "sampling.",
     "checkpoint.",
+    "model.sharded",
     "data.path",
     "data.device_gib",
     "judge.",
