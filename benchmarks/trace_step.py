@@ -7,10 +7,15 @@ FLOPs are those of the whole step, over all devices, recomputation included; byt
 one device's, by the compiled step's own analysis. Nothing of that size is allocated.
 """
 
+import collections
+import math
+import re
+
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from ml_collections import config_flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
 
 from eotjax import parallel
 from eotjax.build import checks, learning, planning, wiring
@@ -20,20 +25,46 @@ from eotjax.training import refit
 CONFIG = config_flags.DEFINE_config_file("config")
 TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
 CHANNELS = flags.DEFINE_integer("channels", 32, "of the latents, where there are")
-COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-reduce",
+    "reduce-scatter",
+    "all-gather",
+    "all-to-all",
+    "collective-permute",
+)
+BITS = re.compile(r"\d+")
 
 
-def main(_) -> None:
-    config = CONFIG.value
-    mesh = parallel.make_mesh()
+def collected(program: str) -> dict[str, tuple[int, int]]:
+    """The collectives of a compiled program: how many of a kind, and their bytes.
+
+    Bytes are those of the results on one device.
+    """
+    found: dict[str, list[int]] = collections.defaultdict(list)
+    kinds = "|".join(COLLECTIVES)
+    for line in program.splitlines():
+        match = re.search(rf"= (.*?) ({kinds})(-start)?\(", line)
+        if match:
+            arrays = re.findall(r"([a-z]+\d*)\[([\d,]*)\]", match[1])
+            found[match[2]].append(
+                sum(
+                    math.prod(map(int, filter(None, shape.split(","))))
+                    * max(int(bits[0]) if (bits := BITS.findall(kind)) else 8, 8)
+                    // 8
+                    for kind, shape in arrays
+                )
+            )
+    return {kind: (len(sizes), sum(sizes)) for kind, sizes in found.items()}
+
+
+def traced(config: ConfigDict, mesh: Mesh, lengths: tuple[int, int]):
+    """A config's training step on sets of such lengths, lowered; and its parameters."""
     checks.check_config(config, mesh.size)
     c = config.data
     shape = (*c.image_size, 3 if c.tint else c.channels)
     checks.check_shape(config, shape)
-    lengths = tuple(map(int, TRAIN_IMAGES.value))
     stored, dtype = (*(n + c.crop_margin for n in c.image_size), c.channels), jnp.uint8
     if config.latent.weights:
-        config.latent.channels = config.latent.channels or CHANNELS.value
         sides = (n // checks.factor_of(config) for n in stored[:2])
         stored = (2 if c.flip else 1, *sides, config.latent.channels)
         dtype = jnp.float16
@@ -63,9 +94,18 @@ def main(_) -> None:
     state = jax.eval_shape(training.init)
     with kernels.portable():  # of others' kernels XLA counts nothing
         lowered = training.step.lower(state, data)
+    return lowered, state.params
+
+
+def main(_) -> None:
+    mesh = parallel.make_mesh()
+    lengths = tuple(map(int, TRAIN_IMAGES.value))
+    config = CONFIG.value
+    config.latent.channels = config.latent.channels or CHANNELS.value
+    lowered, params = traced(config, mesh, lengths)
     compiled = lowered.compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    parameters = sum(x.size for x in jax.tree.leaves(params))
     print(
         f"devices: {mesh.size} {mesh.devices.flat[0].platform}, jax {jax.__version__}"
     )
@@ -75,8 +115,8 @@ def main(_) -> None:
         f"per device: {memory.argument_size_in_bytes / 2**30:.2f} GiB state and data, "
         f"{memory.temp_size_in_bytes / 2**30:.2f} GiB temporary"
     )
-    for name in COLLECTIVES:
-        print(f"{name}: {text.count(f' {name}(') + text.count(f' {name}-start(')}")
+    for name, (count, size) in collected(text).items():
+        print(f"{name}: {count}, {size / 2**20:.3g} MiB")
 
 
 if __name__ == "__main__":

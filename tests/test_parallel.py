@@ -6,6 +6,7 @@ import pytest
 from runs import final_state
 
 import eotjax
+from benchmarks import trace_step
 from configs import digits, horse2zebra
 from eotjax import parallel, train
 from eotjax.build import dataset, learning, planning
@@ -88,6 +89,38 @@ def test_plans_that_lie_on_one_device_need_no_data_of_another(vectors):
     program = step.lower(state, data).compile().as_text()
     assert "all-reduce" in program  # of the gradients
     assert "all-gather" not in program and "all-to-all" not in program
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_what_devices_exchange_is_the_parameters_whatever_the_images(smoke, sharded):
+    found = []
+    for side in (16, 32):
+        config = smoke(
+            batch_size=16,
+            coupling__group_size=2,
+            data__image_size=(side, side),
+            model__sharded=sharded,
+        )
+        state, _, step, data = run(config, 8, steps=0)
+        found.append(trace_step.collected(step.lower(state, data).compile().as_text()))
+    small, large = found
+    size = sum(x.nbytes for x in jax.tree.leaves(state.params))
+    assert small == large
+    assert set(small) == ({"all-reduce", "all-gather"} if sharded else {"all-reduce"})
+    assert size <= small["all-reduce"][1] < 1.1 * size + 4096
+    if sharded:  # once forward, and perhaps once backward
+        assert 0.9 * size <= small["all-gather"][1] < 2.2 * size
+
+
+def test_collectives_are_counted_in_a_programs_text():
+    program = """
+      %a = f32[8,3]{1,0} all-reduce(%x), replica_groups={}
+      %b = (bf16[10]{0}, s32[]) all-reduce-start(%y, %z), to_apply=%add
+      ROOT %c = pred[16] all-gather(%w)
+      %d = f32[8] add(%all-reduce, %a)
+    """
+    found = trace_step.collected(program)
+    assert found == {"all-reduce": (2, 96 + 20 + 4), "all-gather": (1, 16)}
 
 
 def test_the_state_is_whole_on_every_device_and_compiled_for_once(vectors):
