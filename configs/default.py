@@ -20,6 +20,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.sample_every = 1_000  # steps between two grids of translated test images
     c.init = ""  # folder of an artefact whose parameters the run begins from
     c.license = "unknown"  # of the exported parameters, for the model card
+    c.profile = 0  # steps to trace for a profiler, after the first ten; 0: none
     c.tensorboard = True  # also write TensorBoard files (needs TensorFlow)
 
     c.data = ConfigDict()

@@ -3,6 +3,8 @@
 import faulthandler
 import math
 import os
+import resource
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +15,21 @@ from jaxtyping import PyTree
 
 from eotjax.errors import UserError
 
+# FLOP/s in bfloat16 (of a T4 in float16), dense; the first name that is in the kind's.
+PEAK = {
+    "TPU v6 lite": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "T4": 65e12,
+}
 LATEST = 300  # seconds, that JAX waits for a process; peers.py knows before
 
 State = TypeVar("State")  # pytrees of arrays
@@ -128,16 +145,36 @@ def memory(device: jax.Device) -> int:
     return total // jax.local_device_count(device.platform)
 
 
-def compiled(function: Any, *arguments: PyTree) -> Callable:
+def peak_memory() -> int:
+    """The most bytes that a device had in use; of a CPU's, that this process had."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """FLOP/s of a device in bfloat16, dense, as its maker says; None where unknown."""
+    known = (flops for name, flops in PEAK.items() if name in device.device_kind)
+    return next(known, None)
+
+
+def compiled(function: Any, *arguments: PyTree) -> tuple[Callable, float]:
     """A jitted function compiled for its arguments, if the devices can hold them.
+
+    Returns:
+      The program and its FLOPs, over all devices, as the compiler counts them.
 
     Raises:
       UserError: they cannot, by the compiler's own count.
     """
-    program = function.lower(*arguments).compile()
+    lowered = function.lower(*arguments)
+    flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
+    program = lowered.compile()
     sizes, have = program.memory_analysis(), memory(jax.local_devices()[0])
     if sizes is None:  # not every backend counts
-        return program
+        return program, flops
     need = (
         sizes.argument_size_in_bytes
         + sizes.output_size_in_bytes
@@ -151,7 +188,7 @@ def compiled(function: Any, *arguments: PyTree) -> Callable:
             "model.width or data.image_size, raise model.patch, or choose a smaller "
             "variant of the config."
         )
-    return program
+    return program, flops
 
 
 def jit_step(

@@ -14,16 +14,18 @@ from ml_collections import ConfigDict
 
 from eotjax import errors, parallel, prepare
 from eotjax.artefact import export
-from eotjax.build import learning, run_folder
+from eotjax.build import learning, run_folder, wiring
 from eotjax.data import images
 from eotjax.data.domains import DataSet
 from eotjax.evaluation import card, evaluate, judge
 from eotjax.evaluation.best import Best
+from eotjax.networks import kernels
 from eotjax.prepare import Run
 from eotjax.training import log as logging
 from eotjax.training import step
 from eotjax.training.checkpoint import Checkpoints
 from eotjax.training.interruption import Interruption
+from eotjax.training.trace import Trace
 
 
 class Viewer(NamedTuple):
@@ -101,6 +103,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             state, ended = loop(run, interruption, log_of(run, writer), viewer)
         if ended:
             finish(run, state, viewer)
+            print(f"peak memory: {parallel.peak_memory() / 2**30:.2f} GiB")
             return True
     print(f"stopped at step {int(state.step)}; the same command goes on from there")
     return False
@@ -123,7 +126,15 @@ def log_of(run: Run, writer: logging.Writer) -> logging.Log:
         batch_size=config.batch_size,
         learning_rate=learning.optimizer(config).learning_rate,
         max_marginal_error=config.coupling.max_marginal_error,
+        peak_flops=peak_flops(run),
     )
+
+
+def peak_flops(run: Run) -> float | None:
+    """FLOP/s of all devices; None where it is not known, or not what is computed in."""
+    one = parallel.peak_flops(run.mesh.devices.flat[0])
+    halved = wiring.compute_dtype(run.config) == jnp.bfloat16
+    return one * run.mesh.size if one and halved else None
 
 
 def viewer_of(run: Run, writer: logging.Writer) -> Viewer:
@@ -148,6 +159,7 @@ def loop(
     make_pairs = learning.pair_maker(config, run.shape, run.mesh)
     data, advance, stop = run.batches(start), None, False
     rounds = learning.rounds(config, start - 1)
+    trace = Trace(run.workdir / "trace", start=start, steps=config.profile)
     for done in range(start + 1, config.steps + 1):
         earlier, rounds = rounds, learning.rounds(config, done - 1)
         if rounds > earlier:
@@ -161,10 +173,13 @@ def loop(
             print("compiling the step", flush=True)
             first = next(data)
             with log.aside():
-                advance = parallel.compiled(run.training.step, state, first)
+                advance, flops = parallel.compiled(run.training.step, state, first)
+            # XLA counts nothing of what oneDNN computes.
+            log.flops = 0.0 if kernels.used() else flops
             data = itertools.chain([first], data)
         state, values = advance(state, next(data))
         log.add(done, values)
+        trace.after(done, values)
         last = done == config.steps
         stop = interruption.agreed(done)
         if done % config.sample_every == 0 and not last and not stop:

@@ -63,6 +63,11 @@ def lines(workdir, name="metrics"):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def timeless(line):
+    """A line of metrics without what is measured by the clock."""
+    return {name: x for name, x in line.items() if not name.endswith("_per_second")}
+
+
 def final_state(config, workdir):
     """The newest checkpoint: parameters, their average, the optimiser's state."""
     mesh = parallel.make_mesh()
@@ -84,9 +89,6 @@ def final_state(config, workdir):
 
 def left(config, workdir):
     """Everything that a run comes to, but times."""
-    logged = [
-        {name: x for name, x in line.items() if name != "images_per_second"}
-        for line in lines(workdir)
-    ]
+    logged = [timeless(line) for line in lines(workdir)]
     artefact = eotjax.load(workdir / "export")._params
     return logged, lines(workdir, "scores"), artefact, final_state(config, workdir)

@@ -6,7 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from runs import final_state, lines
+from runs import final_state, lines, timeless
 
 import eotjax
 from eotjax import beginning, parallel, train
@@ -38,8 +38,7 @@ def test_a_run_carried_on_is_the_run_of_more_steps_bit_for_bit(
     assert "back to step 6, before the rate fell" in capsys.readouterr().out
     states = [final_state(long, workdir) for workdir in (whole, short)]
     jax.tree.map(np.testing.assert_array_equal, *states)
-    for a, b in zip(lines(whole), lines(short), strict=True):
-        assert {**a, "images_per_second": 0} == {**b, "images_per_second": 0}
+    assert list(map(timeless, lines(whole))) == list(map(timeless, lines(short)))
     assert export.describe(short / "export")["step"] == 18
     assert json.loads((short / "config.json").read_text())["steps"] == 18
 

@@ -342,6 +342,18 @@ def test_a_failing_run_leaves_no_traceback_of_its_checkpoints(
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_profile_is_of_the_steps_after_the_first_ten(
+    vectors, tmp_path, one_device, capsys
+):
+    with pytest.raises(UserError, match="profile is 3; give as many as there are of"):
+        train.train(vectors(steps=12, profile=3), tmp_path)
+    assert train.train(vectors(steps=14, profile=3), tmp_path)
+    assert f"traced steps 11 to 13: {tmp_path / 'trace'}" in capsys.readouterr().out
+    for name in ("*.xplane.pb", "perfetto_trace.json.gz"):
+        (found,) = (tmp_path / "trace").rglob(name)
+        assert found.stat().st_size > 1_000
+
+
 def test_tensorboard_shows_the_numbers_of_metrics_jsonl(vectors, tmp_path):
     pytest.importorskip("tensorflow", reason="clu's writer needs TensorFlow")
     assert train.train(vectors(tensorboard=True), tmp_path)

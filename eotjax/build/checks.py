@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from eotjax.errors import choose, require
 from eotjax.networks import autoencoder
+from eotjax.training import trace
 
 MOST = 2**31 - 1  # of anything that is counted
 TUPLES: dict[str, tuple[type | tuple[type, ...], str]] = {
@@ -66,6 +67,11 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         ("known.test_sources", c.known.test_sources),
     ):
         require(count > 0, f"{name} is {count}; it must be at least 1.")
+    require(
+        c.profile >= 0 and (not c.profile or c.profile + trace.WARM <= c.steps),
+        f"profile is {c.profile}; give as many as there are of the {c.steps} steps "
+        f"after the first {trace.WARM}, or fewer; 0 for none.",
+    )
     width = c.model.width
     require(
         width >= 4 and width % 2 == 0,

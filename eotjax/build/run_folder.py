@@ -20,6 +20,7 @@ FREE_KEYS = (
     "log_every",
     "sample_every",
     "tensorboard",
+    "profile",
     "license",
     "sampling.",
     "checkpoint.",

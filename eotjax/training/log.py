@@ -108,8 +108,14 @@ class Log:
         batch_size: int,
         learning_rate: Callable[[int], Float[Array, ""]],
         max_marginal_error: float,
+        peak_flops: float | None = None,
     ):
-        """Args: max_marginal_error: mean of the plans'; a run that is over it stops."""
+        """Args:
+        max_marginal_error: mean of the plans'; a run that is over it stops.
+        peak_flops: a second, of all devices; None where unknown.
+        """
+        self.flops = 0.0  # of a step, over all devices; 0 while unknown
+        self._peak_flops = peak_flops
         self._writer, self._every, self._total_steps = writer, every, total_steps
         self._batch_size, self._learning_rate = batch_size, learning_rate
         self._max_marginal_error = max_marginal_error
@@ -139,6 +145,18 @@ class Log:
             self._pending = Interval(done, self._count, rate, total, self._skipped)
             self._sum, self._count, self._skipped, self._time = None, 0, [], now
 
+    def _speed(self, rate: float) -> dict[str, float]:
+        """FLOP/s and their share of the peak, where these are known.
+
+        Args: rate: steps a second.
+        """
+        if not self.flops:
+            return {}
+        done = {"flops_per_second": self.flops * rate}
+        if self._peak_flops:
+            done["mfu"] = done["flops_per_second"] / self._peak_flops
+        return done
+
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Work that is no step's, which the rate and the time left do not count."""
@@ -158,16 +176,18 @@ class Log:
         for name in ("loss", "grad_norm"):  # means over the steps that were not
             values[name] *= count / max(count - values["skipped"], 1)
         images_per_second = rate * self._batch_size
+        speed = self._speed(rate)
+        mfu = f"MFU {speed['mfu']:.0%}, " if "mfu" in speed else ""
         print(
             f"step {done}/{self._total_steps}: loss {values['loss']:.4f}, "
             f"plan entropy {values['plan/entropy']:.2f}, "
-            f"{images_per_second:.0f} images/s, "
+            f"{images_per_second:.0f} images/s, {mfu}"
             f"{duration((self._total_steps - done) / rate)} left",
             flush=True,
         )
         learning_rate = float(self._learning_rate(done - 1))
         extra = {"learning_rate": learning_rate, "images_per_second": images_per_second}
-        self._writer.scalars(done, {**values, **extra})
+        self._writer.scalars(done, {**values, **extra, **speed})
         if values["skipped"]:
             first = done - count + 1
             steps = [first + i for i, x in enumerate(skipped) if x]

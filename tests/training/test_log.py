@@ -51,6 +51,21 @@ def test_the_rate_counts_the_steps_alone(clock, tmp_path, capsys):
     assert "2 images/s, 0:00:08 left" in capsys.readouterr().out
 
 
+def test_the_speed_is_that_of_all_devices_and_a_share_of_their_peak(
+    clock, tmp_path, capsys
+):
+    log = make_log(tmp_path, total_steps=4, peak_flops=1e12)
+    for done in range(1, 5):
+        clock[0] += 4
+        log.add(done, values())
+        log.flops = 1e12  # known once the step is compiled
+    log.flush()
+    for line in logging.read(tmp_path / logging.METRICS):
+        assert line["flops_per_second"] == pytest.approx(0.25e12)
+        assert line["mfu"] == pytest.approx(0.25)
+    assert "2 images/s, MFU 25%, " in capsys.readouterr().out
+
+
 def test_steps_that_were_skipped_are_named_and_count_for_nothing(
     clock, tmp_path, capsys
 ):

@@ -1,0 +1,31 @@
+"""A trace of some training steps, for TensorBoard's profiler and for Perfetto."""
+
+from pathlib import Path
+
+import jax
+from jaxtyping import PyTree
+
+WARM = 10  # steps before it: the first ones compile, allocate and fill the caches
+
+
+class Trace:
+    """Traces `steps` steps of a run, once it is warm; nothing where these are 0."""
+
+    def __init__(self, folder: Path, *, start: int, steps: int):
+        """Args: folder: for the trace. start: the step that the run goes on from."""
+        self._folder, self._steps = folder, steps
+        self._first, self._last = start + WARM, start + WARM + steps
+
+    def after(self, done: int, values: PyTree) -> None:
+        """Begins or ends after step number `done`, when its `values` are there."""
+        if not self._steps or done not in (self._first, self._last):
+            return
+        jax.block_until_ready(values)
+        if done == self._first:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+        else:
+            jax.profiler.stop_trace()
+            print(
+                f"traced steps {self._first + 1} to {done}: {self._folder} (for "
+                "TensorBoard's profiler; perfetto_trace.json.gz for ui.perfetto.dev)"
+            )
