@@ -117,8 +117,9 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         space = latents.load(config.latent.weights)
         config.latent.channels = len(space.mean)
 
-    splits = dataset.load(config)
-    run_folder.check_data(workdir, config, known, splits.fingerprints)
+    splits = dataset.load(
+        config, approve=partial(run_folder.check_data, workdir, config, known)
+    )
     shape = dataset.sample_shape(config, splits)
     trained = splits
     if space is not None:

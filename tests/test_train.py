@@ -16,6 +16,7 @@ from eotjax import parallel, prepare, train
 from eotjax.artefact import export
 from eotjax.artefact.translator import Translator
 from eotjax.build import dataset
+from eotjax.data import images
 from eotjax.diffusion import noise
 from eotjax.errors import UserError
 from eotjax.evaluation import judge
@@ -303,6 +304,18 @@ def test_a_run_does_not_go_on_with_other_data(vectors, tmp_path):
             train.train(config, tmp_path / "run")
     np.savez(path, **arrays | {"testA": arrays["testA"][1:]})
     assert train.train(config, tmp_path / "run")  # none of its steps saw that
+
+
+def test_changed_images_are_refused_before_any_is_decoded(
+    smoke, image_folder, tmp_path, write_images, monkeypatch
+):
+    config = smoke(data__kind="folder", data__path=str(image_folder), data__channels=3)
+    config.data.tint = False
+    assert train.train(config, tmp_path / "run")
+    write_images(image_folder / "trainB", 4, seed=7)
+    monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(UserError, match=r"trainB is not what the run in .* began with"):
+        train.train(config, tmp_path / "run")
 
 
 def test_a_damaged_config_of_a_run_is_named(smoke, tmp_path):

@@ -1,5 +1,6 @@
 """The data set that a config describes, loaded."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -19,8 +20,15 @@ from eotjax.transport.known_plan import KnownPlan
 TEST_SHARE = 0.1  # of the training images, where there are no others to test on
 
 
-def load(config: ConfigDict) -> DataSet:
+def load(
+    config: ConfigDict, approve: Callable[[tuple[str, ...]], None] = lambda marks: None
+) -> DataSet:
     """The data set: test splits decoded (and tinted), training splits where they fit.
+
+    Args:
+      config: the whole config.
+      approve: raises where the training sets' fingerprints are not those it wants,
+        before anything is decoded.
 
     Raises:
       UserError: what is wrong with the data or its description.
@@ -58,7 +66,8 @@ def load(config: ConfigDict) -> DataSet:
         for side in range(2)
     ]
     train = [side.train for side in sides]
-    marks = [domains.fingerprint(x, read=False) for x in train]
+    marks = tuple(domains.fingerprint(x, read=False) for x in train)
+    approve(marks)
     one = np.prod((*stored, c.channels))  # bytes
     if isinstance(train[0], np.ndarray):
         one = train[0][0].nbytes

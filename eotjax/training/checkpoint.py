@@ -111,6 +111,8 @@ class Checkpoints:
             else:
                 self._set_aside(failed)
                 return state
+        if not failed:
+            raise UserError(f"there is no checkpoint in {self._folder}.")
         newest, cause = next(iter(failed.items()))
         raise UserError(
             f"cannot restore {newest} ({reason(cause)}), nor any before it; remove "

@@ -48,6 +48,8 @@ def assert_equal(a, b):
 def test_the_newest_state_comes_back_and_older_ones_make_room(tmp_path):
     checkpoints = Checkpoints(tmp_path / "c", keep=2)
     assert checkpoints.latest_step() is None
+    with pytest.raises(UserError, match=f"no checkpoint in {tmp_path / 'c'}"):
+        checkpoints.restore(abstract(make_state(0)))
     for number in (3, 10, 20):
         checkpoints.save(number, make_state(number))
     checkpoints.close()
