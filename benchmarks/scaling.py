@@ -14,10 +14,14 @@ from typing import NamedTuple
 
 import jax
 from absl import app, flags
+from ml_collections import config_flags
 
-from benchmarks import trace_step
+from benchmarks import tracing
 from eotjax import parallel
 
+CONFIG = config_flags.DEFINE_config_file("config")
+TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
+CHANNELS = flags.DEFINE_integer("channels", 32, "of the latents, where there are")
 REACHED = 0.35  # of the peak, while computing
 DEVICES = (8, 64, 512, 4096)
 
@@ -53,12 +57,12 @@ def seconds(size: float, devices: int, kind: Device, *, gathers: bool) -> float:
 
 def main(_) -> None:
     mesh = parallel.make_mesh()
-    config = trace_step.CONFIG.value
-    config.latent.channels = config.latent.channels or trace_step.CHANNELS.value
-    lengths = tuple(map(int, trace_step.TRAIN_IMAGES.value))
-    lowered, params = trace_step.traced(config, mesh, lengths)
+    config = CONFIG.value
+    config.latent.channels = config.latent.channels or CHANNELS.value
+    lengths = tuple(map(int, TRAIN_IMAGES.value))
+    lowered, params = tracing.traced(config, mesh, lengths)
     flops = lowered.cost_analysis()["flops"] / mesh.size
-    found = trace_step.collected(lowered.compile().as_text())
+    found = tracing.collected(lowered.compile().as_text())
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     print(
         f"{config.batch_size // mesh.size} pairs a device: {flops / 1e12:.3g} TFLOP; "

@@ -6,7 +6,7 @@ import pytest
 from runs import final_state
 
 import eotjax
-from benchmarks import trace_step
+from benchmarks import tracing
 from configs import digits, horse2zebra
 from eotjax import parallel, train
 from eotjax.build import dataset, learning, planning
@@ -102,7 +102,7 @@ def test_what_devices_exchange_is_the_parameters_whatever_the_images(smoke, shar
             model__sharded=sharded,
         )
         state, _, step, data = run(config, 8, steps=0)
-        found.append(trace_step.collected(step.lower(state, data).compile().as_text()))
+        found.append(tracing.collected(step.lower(state, data).compile().as_text()))
     small, large = found
     size = sum(x.nbytes for x in jax.tree.leaves(state.params))
     assert small == large
@@ -119,7 +119,7 @@ def test_collectives_are_counted_in_a_programs_text():
       ROOT %c = pred[16] all-gather(%w)
       %d = f32[8] add(%all-reduce, %a)
     """
-    found = trace_step.collected(program)
+    found = tracing.collected(program)
     assert found == {"all-reduce": (2, 96 + 20 + 4), "all-gather": (1, 16)}
 
 
