@@ -16,6 +16,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.seed = 0  # of everything random: two runs of one config are equal
     c.steps = 10_000  # training steps
     c.batch_size = 64  # pairs a step, over all devices
+    c.microbatch = 0  # pairs that the network takes at once, for less memory; 0: all
     c.log_every = 100  # steps between two lines of progress and metrics
     c.sample_every = 1_000  # steps between two grids of translated test images
     c.init = ""  # folder of an artefact whose parameters the run begins from

@@ -184,9 +184,9 @@ def compiled(function: Any, *arguments: PyTree) -> tuple[Callable, float]:
     if need > have:
         raise UserError(
             f"a training step needs {need / 2**30:.1f} GiB on each device, which has "
-            f"{have / 2**30:.1f}: lower batch_size (and coupling.group_size with it), "
-            "model.width or data.image_size, raise model.patch, or choose a smaller "
-            "variant of the config."
+            f"{have / 2**30:.1f}: lower batch_size (and coupling.group_size with it) "
+            "or, at the same batch, microbatch; lower model.width or data.image_size, "
+            "raise model.patch, or choose a smaller variant of the config."
         )
     return program, flops
 

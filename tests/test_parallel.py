@@ -134,6 +134,23 @@ def test_the_state_is_whole_on_every_device_and_compiled_for_once(vectors):
             np.testing.assert_array_equal(copy, copies[0])
 
 
+def test_a_microbatch_takes_less_memory_and_trains_to_the_same_parameters(smoke):
+    config = smoke(batch_size=64, coupling__group_size=8)
+    start, whole = (run(config, 8, steps)[0].params for steps in (0, 3))
+    config.microbatch = 16
+    assert_close(run(config, 8)[0].params, whole, start)
+
+    def temporary(config):
+        state, _, step, data = run(config, 8, steps=0)
+        program = step.lower(state, data).compile()
+        assert set(tracing.collected(program.as_text())) == {"all-reduce"}
+        return program.memory_analysis().temp_size_in_bytes
+
+    parted = temporary(config)
+    config.microbatch = 0
+    assert parted < 0.6 * temporary(config)
+
+
 def test_a_state_that_is_shared_out_trains_to_the_same_parameters(smoke):
     start, one = (run(smoke(), 1, steps)[0] for steps in (0, 3))
     many, *_ = run(smoke(model__sharded=True), 8)

@@ -35,6 +35,13 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
             f"{name} {size} cannot be cut over {num_devices} devices; make it a "
             f"multiple of {num_devices}.",
         )
+    micro = c.microbatch
+    require(
+        micro == 0
+        or (micro > 0 and c.batch_size % micro == 0 and micro % num_devices == 0),
+        f"microbatch is {micro}; it must divide batch_size {c.batch_size} and be a "
+        f"multiple of the {num_devices} devices, or 0.",
+    )
     group, draws = c.coupling.group_size, c.coupling.draws
     require(
         group > 0 and (c.batch_size % group == 0 or group % c.batch_size == 0),

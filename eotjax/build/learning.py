@@ -83,6 +83,7 @@ def train_step(
         ema_decay=config.optimizer.ema_decay,
         seed=config.seed,
         both=config.estimator.direction == "both",
+        pieces=config.batch_size // (config.microbatch or config.batch_size),
     )
 
 

@@ -25,6 +25,7 @@ FREE_KEYS = (
     "sampling.",
     "checkpoint.",
     "model.sharded",
+    "microbatch",
     "data.path",
     "data.device_gib",
     "judge.",

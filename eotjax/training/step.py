@@ -77,6 +77,7 @@ def make_train_step(
     ema_decay: float,
     seed: int,
     both: bool = False,
+    pieces: int = 1,
 ) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
     """Builds the pure step (state, data) -> (state, metrics).
 
@@ -89,6 +90,8 @@ def make_train_step(
         average forgets its start: min(decay, (1 + step) / (10 + step)).
       seed: the run's; every random number is a function of it and of state.step.
       both: turn every second pair round, to learn both directions.
+      pieces: that the network takes a batch in, one after the other: less memory, the
+        same gradient.
 
     Metrics are scalars: loss, grad_norm and the plan's statistics, mean over groups. A
     step whose loss or gradient is not finite changes nothing but the step's number and
@@ -98,6 +101,20 @@ def make_train_step(
     def loss_fn(params: Params, example: Example, key: Key[Array, ""]) -> Array:
         output = apply(params, example.inputs, example.t, example.label, key)
         return jnp.mean((output - example.output) ** 2)
+
+    def loss_and_gradient(
+        params: Params, example: Example, key: Key[Array, ""]
+    ) -> tuple[Array, Params]:
+        if pieces == 1:
+            return jax.value_and_grad(loss_fn)(params, example, key)
+
+        def add(total, piece):
+            found = jax.value_and_grad(loss_fn)(params, *piece)
+            return jax.tree.map(lambda a, b: a + b / pieces, total, found), None
+
+        nothing = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+        cut = jax.tree.map(lambda x: dealt(x, pieces), example)
+        return jax.lax.scan(add, nothing, (cut, jax.random.split(key, pieces)))[0]
 
     def train_step(state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
         key_time, key_noise, key_net = batch.keys(seed, state.step)[2:]
@@ -109,7 +126,7 @@ def make_train_step(
             else (pairs.source, pairs.target, jnp.zeros(times.shape, int))
         )
         example = estimator.example(key_noise, *turned, times)
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, example, key_net)
+        loss, grads = loss_and_gradient(state.params, example, key_net)
         norm = optax.tree.norm(grads)
         sound = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -138,6 +155,11 @@ def make_train_step(
         ), metrics
 
     return train_step
+
+
+def dealt(x: Array, pieces: int) -> Array:
+    """Rows in turn to each piece: a device, which holds neighbours, has some of each."""
+    return jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0)
 
 
 class Optimizer(NamedTuple):

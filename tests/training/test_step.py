@@ -89,6 +89,21 @@ def test_loss_and_gradient_norm_are_those_of_numpy(start):
     assert metrics["plan/transport_cost"] == pytest.approx(cost, rel=1e-5)
 
 
+@pytest.mark.parametrize("pieces", [2, 8])
+def test_a_batch_in_pieces_has_the_same_gradient(start, pieces):
+    update = optimizer_of().update
+    whole, one = make_step(update)(start, 0.3)
+    cut, some = make_step(update, pieces=pieces)(start, 0.3)
+    for a, b in ((whole.params, cut.params), (one, some)):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), a, b)
+
+
+def test_every_piece_has_rows_of_all_devices():
+    """Of eight rows on four devices, two each, a piece of four has one of each."""
+    first, second = step.dealt(jnp.arange(8), 2)
+    assert first.tolist() == [0, 2, 4, 6] and second.tolist() == [1, 3, 5, 7]
+
+
 def test_the_step_is_a_function_of_the_state_the_data_and_the_seed(start):
     train_step = make_step(optimizer_of().update)
     first, again = train_step(start, 0.0), train_step(start, 0.0)
