@@ -158,7 +158,7 @@ def make_train_step(
 
 
 def dealt(x: Array, pieces: int) -> Array:
-    """Rows in turn to each piece: a device, which holds neighbours, has some of each."""
+    """Rows in turn to each piece: a device holds neighbours, so some of each."""
     return jnp.moveaxis(x.reshape(-1, pieces, *x.shape[1:]), 1, 0)
 
 
