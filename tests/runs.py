@@ -36,6 +36,11 @@ def begun(data_path, workdir, *more, **environment):
 
 def begun_as_two(data_path, workdir, *more, second=None):
     """The two processes of one such run; the second may have its data elsewhere."""
+    return begun_as((data_path, second or data_path), workdir, *more)
+
+
+def begun_as(data_paths, workdir, *more):
+    """The processes of one such run, each with a path to its data."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     return [
@@ -43,10 +48,10 @@ def begun_as_two(data_path, workdir, *more, second=None):
             *(path, workdir, *more, "--distributed"),
             XLA_FLAGS="",
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-            JAX_NUM_PROCESSES="2",
+            JAX_NUM_PROCESSES=str(len(data_paths)),
             JAX_PROCESS_ID=str(number),
         )
-        for number, path in enumerate((data_path, second or data_path))
+        for number, path in enumerate(data_paths)
     ]
 
 

@@ -3,7 +3,12 @@
 import signal
 import time
 
-from runs import begun, begun_as_two, lines, wait_for
+import jax
+import numpy as np
+import pytest
+from runs import begun, begun_as, begun_as_two, lines, timeless, wait_for
+
+import eotjax
 
 ENDLESS = ("--config.steps=1000000", "--config.checkpoint.every=5")
 
@@ -70,3 +75,47 @@ def test_a_process_that_fails_tells_the_others_why(vectors, tmp_path):
     assert [process.returncode for process in processes] == [1, 1]
     assert "eotjax: cannot read" in said[1] and "no.npz" in said[1]
     assert "eotjax: process 1 of 2 has ended: cannot read" in said[0]
+
+
+def test_a_run_is_the_same_by_one_two_and_four_processes(vectors, tmp_path, request):
+    """To the end by each; and stopped as four, gone on with as one, ended as two."""
+    if not request.config.getoption("--faults"):
+        pytest.skip("a minute: tried with --faults")
+    data_path = vectors().data.path
+    end = ("--config.steps=40", "--config.batch_size=16")
+
+    def train(workdir, count, until=None):
+        """Its processes' common status; stopped once so many lines are written."""
+        processes = begun_as([data_path] * count, workdir, *end)
+        try:
+            if until is not None:
+                wait_for(workdir / "metrics.jsonl", until, processes[0])
+                processes[-1].send_signal(signal.SIGTERM)
+            said = [process.communicate(timeout=120)[0] for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+        (status,) = {process.returncode for process in processes}
+        assert status in (0, 143), said
+        return status
+
+    for count in (1, 2, 4):
+        assert train(tmp_path / str(count), count) == 0
+    parted = tmp_path / "parted"
+    stops = [train(parted, 4, until=3), train(parted, 1, until=12)]
+    stops.append(train(parted, 2))
+    assert stops == [143, 143, 0]
+
+    expected = lines(tmp_path / "1")
+    found = eotjax.load(tmp_path / "1" / "export")._params
+    for name in ("2", "4", "parted"):
+        for a, b in zip(lines(tmp_path / name), expected, strict=True):
+            a, b = timeless(a), timeless(b)
+            assert a.keys() == b.keys()
+            for key, value in a.items():
+                assert value == pytest.approx(b[key], rel=1e-3, abs=1e-4), key
+        other = eotjax.load(tmp_path / name / "export")._params
+        for x, y in zip(
+            *(jax.tree.leaves(params) for params in (found, other)), strict=True
+        ):
+            np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4)
