@@ -91,7 +91,7 @@ def test_a_step_that_no_device_can_hold_is_refused_before_it_is_run(
     abstract = []
     check = prepare.check_state
     monkeypatch.setattr(
-        prepare, "check_state", lambda x: (abstract.append(x), check(x))
+        prepare, "check_state", lambda x, *y: (abstract.append(x), check(x, *y))
     )
     monkeypatch.setattr(parallel, "memory", lambda device: 2**10)
     with pytest.raises(UserError, match=r"the state of a run.* lower model\.width"):

@@ -241,7 +241,7 @@ def test_options(often, vectors, monkeypatch, config):
             found, shape, lengths, mesh, planning.embed(found, splits)
         )
         state = jax.eval_shape(training.init)
-        prepare.check_state(state)
+        prepare.check_state(state, training.layout)
         jax.eval_shape(training.step, state, data)
         return "traced"
 
