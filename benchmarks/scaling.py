@@ -38,9 +38,9 @@ class Device(NamedTuple):
 
 KINDS = (
     # cloud.google.com/tpu/docs/v5e: 1,600 Gb/s a chip; 6.4 Tb/s a pod of 256.
-    Device("TPU v5e", 197e12, 256, 200e9, 6.4e12 / 8 / 256),
+    Device("TPU v5e", parallel.PEAK["TPU v5 lite"], 256, 200e9, 6.4e12 / 8 / 256),
     # NVLink 900 GB/s both ways; one 400 Gb/s adapter for each GPU.
-    Device("H100 SXM", 989e12, 8, 450e9, 50e9),
+    Device("H100 SXM", parallel.PEAK["H100"], 8, 450e9, 50e9),
 )
 
 

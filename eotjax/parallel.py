@@ -116,19 +116,14 @@ def gathered(tree: PyTree, mesh: Mesh) -> PyTree:
     return jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
 
 
-def put(tree: PyTree, layouts: PyTree) -> PyTree:
-    """Lays host arrays out, all alike or each as a tree of layouts has it.
+def put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    """Lays host arrays out; in a run of several processes, all hold the same."""
 
-    In a run of several processes, all hold the same.
-    """
-
-    def put_one(layout: NamedSharding, x: Any) -> jax.Array:
+    def put_one(x):
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    if isinstance(layouts, NamedSharding):
-        return jax.tree.map(lambda x: put_one(layouts, x), tree)
-    return jax.tree.map(put_one, layouts, tree)
+    return jax.tree.map(put_one, tree)
 
 
 def constrain_batch(mesh: Mesh, batch: PyTree) -> PyTree:
@@ -160,21 +155,21 @@ def peak_flops(device: jax.Device) -> float | None:
     return next(known, None)
 
 
-def compiled(function: Any, *arguments: PyTree) -> tuple[Callable, float]:
-    """A jitted function compiled for its arguments, if the devices can hold them.
+def flops(lowered: jax.stages.Lowered) -> float:
+    """Of a lowered step over all devices, as XLA counts them; 0 where it does not."""
+    return float((lowered.cost_analysis() or {}).get("flops", 0.0))
 
-    Returns:
-      The program and its FLOPs, over all devices, as the compiler counts them.
+
+def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """A lowered step compiled, if the devices can hold it.
 
     Raises:
       UserError: they cannot, by the compiler's own count.
     """
-    lowered = function.lower(*arguments)
-    flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
     program = lowered.compile()
     sizes, have = program.memory_analysis(), memory(jax.local_devices()[0])
     if sizes is None:  # not every backend counts
-        return program, flops
+        return program
     need = (
         sizes.argument_size_in_bytes
         + sizes.output_size_in_bytes
@@ -188,7 +183,7 @@ def compiled(function: Any, *arguments: PyTree) -> tuple[Callable, float]:
             "or, at the same batch, microbatch; lower model.width or data.image_size, "
             "raise model.patch, or choose a smaller variant of the config."
         )
-    return program, flops
+    return program
 
 
 def jit_step(
@@ -196,7 +191,7 @@ def jit_step(
     mesh: Mesh,
     data: NamedSharding,
     state: PyTree | None = None,
-) -> Callable[[State, Data], tuple[State, Metrics]]:
+) -> jax.stages.Wrapped:
     """A training step over all devices; the old state's memory serves the new one.
 
     Args:

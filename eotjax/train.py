@@ -173,9 +173,10 @@ def loop(
             print("compiling the step", flush=True)
             first = next(data)
             with log.aside():
-                advance, flops = parallel.compiled(run.training.step, state, first)
-            # XLA counts nothing of what oneDNN computes.
-            log.flops = 0.0 if kernels.used() else flops
+                lowered = run.training.step.lower(state, first)
+                advance = parallel.compiled(lowered)
+                if not kernels.used():  # of which XLA would count nothing
+                    log.flops = parallel.flops(lowered)
             data = itertools.chain([first], data)
         state, values = advance(state, next(data))
         log.add(done, values)

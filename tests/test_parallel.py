@@ -210,12 +210,12 @@ def test_an_array_that_the_devices_do_not_divide_stays_whole():
     pieces = {name: layouts[name].shard_shape(shape) for name, shape in shapes.items()}
     assert pieces == shapes | {"a": (3, 3, 16, 3), "d": (1, 8)}
     assert parallel.bytes_held(tree, layouts) == 4 * (432 + 7 + 1 + 8)
-    values = {"d": np.arange(64.0, dtype="f4").reshape(8, 8)}
-    cut = parallel.put(values, {"d": layouts["d"]})
-    assert cut["d"].addressable_shards[2].data.shape == (1, 8)
-    whole = parallel.gathered(cut, mesh)["d"]
+    values = np.arange(64.0, dtype="f4").reshape(8, 8)
+    cut = parallel.put(values, layouts["d"])
+    assert cut.addressable_shards[2].data.shape == (1, 8)
+    whole = parallel.gathered(cut, mesh)
     assert whole.sharding.is_fully_replicated
-    np.testing.assert_array_equal(whole, values["d"])
+    np.testing.assert_array_equal(whole, values)
 
 
 def test_a_batch_is_cut_over_the_devices():

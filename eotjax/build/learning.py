@@ -52,7 +52,7 @@ class Training(NamedTuple):
     """What the loop needs, both jitted over the mesh; and the pairs that it draws."""
 
     init: Callable[[], step.TrainState]
-    step: Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]
+    step: jax.stages.Wrapped  # (state, data) -> (state, metrics)
     pairs: Pairing
     layout: step.TrainState  # of the state, an array each
 
