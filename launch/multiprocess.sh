@@ -6,17 +6,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}
-
-fail() {
-  echo "$0: $1" >&2
-  exit 2
-}
-
-dry=
-if [[ ${1-} == --dry-run ]]; then
-  dry=yes
-  shift
-fi
+source "$root/launch/launcher.bash"
 [[ ${1-} =~ ^[1-9][0-9]*$ ]] || fail "give the number of processes first, as in: $0 2 --config=..."
 count=$1
 shift
@@ -39,8 +29,7 @@ for ((id = 0; id < count; id++)); do
   fi
   run=(env "${settings[@]}" "$python" -m eotjax.main --distributed "$@")
   if [[ $dry ]]; then
-    printf '%q ' "${run[@]}"
-    echo
+    shown "${run[@]}"
   else
     "${run[@]}" &
     processes+=($!)

@@ -12,17 +12,7 @@ zone=${ZONE:-us-central2-b}
 type=${TYPE:-v4-8}
 version=${VERSION:-tpu-ubuntu2204-base}
 spot=${SPOT-yes}
-
-fail() {
-  echo "$0: $1" >&2
-  exit 2
-}
-
-dry=
-if [[ ${1-} == --dry-run ]]; then
-  dry=yes
-  shift
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/launcher.bash"
 (($# >= 2)) || fail "give a command and the TPU's name, as in: $0 run NAME --config=..."
 command=$1 name=$2
 shift 2
@@ -30,8 +20,7 @@ shift 2
 tpu() { # gcloud on this TPU; printed only, in a dry run
   local run=(gcloud compute tpus tpu-vm "$1" "$name" --zone="$zone" "${@:2}")
   if [[ $dry ]]; then
-    printf '%q ' "${run[@]}"
-    echo
+    shown "${run[@]}"
   else
     "${run[@]}"
   fi
