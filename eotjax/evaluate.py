@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from eotjax import command
+from eotjax import command, remote
 from eotjax.artefact import export
 from eotjax.artefact.translator import DIRECTIONS
 from eotjax.build import dataset
@@ -54,17 +54,17 @@ def run() -> int:
         translator.config.data.path = arguments.data_path
     description = export.describe(arguments.export)
     print(f"step {description['step']}; plan: " + card.figures(description["plan"]))
-    output = Path(arguments.output or arguments.export)
-    output.mkdir(parents=True, exist_ok=True)
-    evaluate.report(
-        translator,
-        dataset.load(translator.config),
-        output,
-        directions=(arguments.direction,) if arguments.direction else None,
-        weights=weights,
-    )
-    if output.samefile(arguments.export):
-        card.write(output)
+    with remote.mirrored(arguments.output or arguments.export) as output:
+        output.mkdir(parents=True, exist_ok=True)
+        evaluate.report(
+            translator,
+            dataset.load(translator.config),
+            output,
+            directions=(arguments.direction,) if arguments.direction else None,
+            weights=weights,
+        )
+        if output.samefile(remote.local(arguments.export)):
+            card.write(output)
     return 0
 
 

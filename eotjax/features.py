@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eotjax import arrays, atomic, command
+from eotjax import arrays, atomic, command, remote
 from eotjax.data import images
 from eotjax.errors import UserError
 from eotjax.evaluation import classifier
@@ -87,7 +87,7 @@ def make(
 def run() -> int:
     """Writes the features that the command line asks for."""
     parser = argparse.ArgumentParser(description="Features for a plan's cost.")
-    parser.add_argument("--data", type=Path, required=True, help="holds the folders")
+    parser.add_argument("--data", required=True, help="holds the folders")
     parser.add_argument("--output", type=Path, required=True, help="a .npz file")
     parser.add_argument(
         "--model", default=classifier.LITE, help="efficientnet-lite0 or one of timm"
@@ -105,14 +105,15 @@ def run() -> int:
         raise UserError(f"{arguments.output} is there already; remove it first.")
     if not arguments.output.parent.is_dir():
         raise UserError(f"there is no folder {arguments.output.parent}; make it.")
+    data = remote.fetched(arguments.data)
     for name in arguments.names:
-        images.find(arguments.data / name)
+        images.find(data / name)
     identity = arguments.model
     if arguments.weights and Path(arguments.weights).is_file():
         with open(arguments.weights, "rb") as file:
             identity += hashlib.file_digest(file, "sha256").hexdigest()
     make(
-        arguments.data,
+        data,
         arguments.output,
         names=arguments.names,
         classify=classifier.load(arguments.model, arguments.weights),

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from eotjax import arrays, command, prepare
+from eotjax import arrays, command, prepare, remote
 from eotjax.build import learning, planning, run_folder, wiring
 from eotjax.data import domains, images
 from eotjax.errors import require
@@ -77,7 +77,7 @@ def picture(source: Points, target: Points) -> images.Pixels:
     return images.grid(rows, zoom=max(64 // source.shape[1], 1))
 
 
-def write(workdir: Path, done: int, output: Path | None = None) -> Path:
+def write(workdir: str | Path, done: int, output: str | Path | None = None) -> str:
     """Writes the pairs of a step as a picture, those of vectors as an .npz file.
 
     Returns:
@@ -86,7 +86,8 @@ def write(workdir: Path, done: int, output: Path | None = None) -> Path:
     Raises:
       UserError: there is no such run or step.
     """
-    run = prepare.prepare(run_folder.config(workdir), workdir)
+    folder = remote.fetched(workdir).absolute()
+    run = prepare.prepare(run_folder.config(folder), folder)
     run.checkpoints.close()
     source, target = of_step(run, done)
     broken = [
@@ -100,12 +101,13 @@ def write(workdir: Path, done: int, output: Path | None = None) -> Path:
     )
     vectors = len(run.shape) == 1
     suffix = ".npz" if vectors else ".png"
-    path = output or workdir / f"pairs_{done:07d}{suffix}"
-    if vectors:
-        arrays.write(path, {"source": source, "target": target})
-    else:
-        images.write(path, picture(*(decoded(run, x) for x in (source, target))))
-    return path
+    address = str(output or f"{workdir}/pairs_{done:07d}{suffix}")
+    with remote.placing(address) as path:
+        if vectors:
+            arrays.write(path, {"source": source, "target": target})
+        else:
+            images.write(path, picture(*(decoded(run, x) for x in (source, target))))
+    return address
 
 
 def run() -> int:
@@ -117,12 +119,10 @@ def run() -> int:
     parser.add_argument("--step", required=True, type=int, help="counted from 1")
     parser.add_argument(
         "--output",
-        type=Path,
         help="a picture, of vectors an .npz file (default: in WORKDIR)",
     )
     arguments = parser.parse_args()
-    workdir = Path(arguments.workdir).absolute()
-    print(f"wrote {write(workdir, arguments.step, arguments.output)}")
+    print(f"wrote {write(arguments.workdir, arguments.step, arguments.output)}")
     return 0
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from eotjax import errors, parallel, prepare
+from eotjax import errors, parallel, prepare, remote
 from eotjax.artefact import export
 from eotjax.build import learning, run_folder, wiring
 from eotjax.data import images
@@ -90,10 +90,10 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     Raises:
       UserError: something about the config, the data or the workdir is wrong.
     """
-    workdir = Path(workdir).absolute()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(run_folder.alone(workdir))
-        run = prepare.prepare(config, workdir)
+        stack.enter_context(run_folder.alone(remote.local(workdir).absolute()))
+        folder = stack.enter_context(remote.mirrored(workdir))
+        run = prepare.prepare(config, folder.absolute())
         writer = stack.enter_context(contextlib.closing(writer_of(run)))
         viewer = viewer_of(run, writer)
         with (
@@ -247,7 +247,8 @@ def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path
     Raises:
       UserError: there is no such run, or it has saved nothing yet.
     """
-    workdir = Path(workdir).absolute()
+    output = output or f"{workdir}/newest"
+    workdir = remote.fetched(workdir).absolute()
     config = run_folder.config(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     with contextlib.closing(checkpoints):
@@ -259,9 +260,9 @@ def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path
     run = prepare.prepare(config, workdir)
     run.checkpoints.close()
     done = int(run.state.step)
-    folder = Path(output or workdir / "newest")
-    run.export(run.state, folder)
-    if parallel.is_leader():
-        card.write(folder)
-    print(f"exported step {done} to {folder}")
+    with remote.mirrored(output) as folder:
+        run.export(run.state, folder)
+        if parallel.is_leader():
+            card.write(folder)
+    print(f"exported step {done} to {output}")
     return folder

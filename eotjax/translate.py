@@ -4,8 +4,9 @@ python -m eotjax.translate --export=FOLDER --input=IMAGES --output=FOLDER
 """
 
 import argparse
+from pathlib import Path
 
-from eotjax import command
+from eotjax import command, remote
 from eotjax.artefact import export, files, folder
 from eotjax.artefact.translator import DIRECTIONS
 from eotjax.data import images
@@ -41,9 +42,15 @@ def run() -> int:
         parser.error("--num_samples must be at least 1")
     if not 0 <= arguments.seed < 2**32:
         parser.error("--seed must be in 0 to 4294967295")
+    with remote.mirrored(arguments.output) as output:
+        return translated(arguments, output)
+
+
+def translated(arguments: argparse.Namespace, output: Path) -> int:
+    """Translates what the arguments name into a folder; run's status."""
     jobs = files.plan(  # refuses before the model is loaded
-        arguments.input,
-        arguments.output,
+        remote.fetched(arguments.input),
+        output,
         num_samples=arguments.num_samples,
         format=arguments.format,
     )
@@ -56,7 +63,7 @@ def run() -> int:
             fit=arguments.fit,
         )
         written, kept, broken = folder.translate_jobs(
-            task, jobs, arguments.output, overwrite=arguments.overwrite
+            task, jobs, output, overwrite=arguments.overwrite
         )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on where it was.")

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from eotjax import parallel
+from eotjax import parallel, remote
 from eotjax.artefact import stablehlo
 from eotjax.artefact.translator import Translator, with_sampling
 from eotjax.build import wiring
@@ -128,7 +128,7 @@ def describe(path: str | Path) -> dict:
     Raises:
       UserError: it is none, or of another format.
     """
-    path = Path(path)
+    path = remote.fetched(path)
     try:
         description = json.loads((path / "config.json").read_text())
         version = description["format"]
@@ -193,7 +193,7 @@ def load(path: str | Path, /, **sampling) -> Translator:
     Raises:
       UserError: nothing, or nothing readable, is there, or a value does not fit.
     """
-    path = Path(path)
+    path = remote.fetched(path)
     described = _described(path)
     config, shape, expected = described.config, described.shape, described.sha256
     if sampling:
@@ -215,7 +215,7 @@ def parameters(path: str | Path) -> PyTree:
     Raises:
       UserError: nothing, or nothing readable, is there.
     """
-    path = Path(path)
+    path = remote.fetched(path)
     return _network(path, _described(path))
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, get_args
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from eotjax import remote
 from eotjax.build.checks import Shape, check_arrays, check_shape
 from eotjax.data import batch, domains, images, sources
 from eotjax.data.domains import DataSet, Domain, Four
@@ -52,7 +52,9 @@ def load(
             "known_plan": lambda: known_plan_splits(config),
         },
         # A set of TFDS may also lie there as the folders it is made from.
-        "folder" if c.kind == "tfds" and Path(c.path, names[0]).is_dir() else c.kind,
+        "folder"
+        if c.kind == "tfds" and remote.is_folder(f"{c.path}/{names[0]}")
+        else c.kind,
         "data.kind",
     )
     splits = load()

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from eotjax import arrays
+from eotjax import arrays, remote
 from eotjax.data import images
 from eotjax.data.domains import NONE, Domain, Four, Lazy
 from eotjax.errors import UserError, reason, require
@@ -68,10 +68,12 @@ def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Domain]:
             f"{', '.join(names)}: --config.data.path=FOLDER."
         )
 
+    base = remote.fetched(path)
+
     def split(number: int, name: str, decode_one: Decode) -> Domain:
-        if number >= 2 and not Path(path, name).exists():
+        if number >= 2 and not Path(base, name).exists():
             return NONE
-        paths = images.find(Path(path) / name)
+        paths = images.find(base / name)
         return Lazy(
             len(paths),
             lambda index: decode_one(paths[index]),
@@ -168,7 +170,7 @@ def npz(path: str, names: Four[str], key: str = "data.path") -> Four[np.ndarray]
       key: of the config that holds the path, for messages.
     """
     try:
-        found, within = arrays.read(path, names)
+        found, within = arrays.read(remote.fetched(path), names)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read {path or key!r} ({error}); it must be a .npz file of "

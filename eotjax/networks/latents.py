@@ -10,7 +10,7 @@ from flax.traverse_util import unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
-from eotjax import arrays
+from eotjax import arrays, remote
 from eotjax.errors import UserError, reason
 from eotjax.networks import autoencoder, weights
 from eotjax.networks.autoencoder import Images
@@ -99,7 +99,7 @@ def load(name: str) -> Autoencoder:
     Raises:
       UserError: there is none, or it is another network.
     """
-    path = Path(name).expanduser()
+    path = remote.fetched(name).expanduser()
     if not path.exists():
         path = _from_hub(name)
     encoder, decoder = (

@@ -1,0 +1,305 @@
+"""Object storage: fsspec's in memory, and an emulator of S3 in a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+import runs
+
+import eotjax
+from eotjax import remote, translate
+from eotjax.errors import UserError
+
+URL = "memory://bucket/folder"
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """Goes to a machine of a name: each has a cache folder of its own."""
+
+    def at(name):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+
+    at("first")
+    return at
+
+
+@pytest.fixture
+def there(machine):
+    """A file system in memory, empty."""
+    files = fsspec.filesystem("memory")
+    files.store.clear()
+    yield files
+    files.store.clear()
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_local_path_is_itself(tmp_path):
+    assert remote.fetched(tmp_path / "none") == tmp_path / "none"
+    with remote.mirrored(tmp_path) as folder, remote.placing(tmp_path / "a") as file:
+        assert (folder, file) == (tmp_path, tmp_path / "a")
+
+
+def test_only_what_is_new_is_fetched(there, monkeypatch):
+    there.pipe(
+        {f"/bucket/folder/{name}": name.encode() for name in ("a", "b/c", "b/d")}
+    )
+    there.pipe("/bucket/folders/no", b"of another folder")
+    folder = remote.fetched(URL)
+    assert contents(folder) == {"a": "a", "b/c": "b/c", "b/d": "b/d"}
+
+    got = []
+    get = type(there).get
+
+    def counted(self, names, *more, **options):
+        got.extend(names)
+        return get(self, names, *more, **options)
+
+    monkeypatch.setattr(type(there), "get", counted)
+    remote.fetched(URL)
+    assert got == []
+    there.pipe("/bucket/folder/b/c", b"new")
+    there.pipe("/bucket/folder/e", b"e")
+    there.rm("/bucket/folder/a")
+    remote.fetched(URL)
+    assert got == ["/bucket/folder/b/c", "/bucket/folder/e"]
+    assert contents(folder) == {"b/c": "new", "b/d": "b/d", "e": "e"}
+    (folder / "b/d").write_text("changed here")
+    remote.fetched(URL)
+    assert contents(folder)["b/d"] == "b/d"
+
+
+def test_a_file_is_fetched_and_placed(there):
+    with remote.placing("memory://bucket/x.npz") as path:
+        path.write_text("one")
+    assert remote.fetched("memory://bucket/x.npz").read_text() == "one"
+    there.pipe("/bucket/x.npz", b"three")
+    assert remote.fetched("memory://bucket/x.npz").read_text() == "three"
+
+
+def test_a_folder_here_is_kept_alike_there(there, machine):
+    with remote.mirrored(URL) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep/a").write_text("a")
+        (folder / "b").write_text("b")
+        (folder / ".0a.tmp").write_text("being written")
+        (folder / "3.orbax-checkpoint-tmp").mkdir()
+        (folder / "3.orbax-checkpoint-tmp/x").write_text("being written")
+    machine("second")
+    with remote.mirrored(URL) as folder:
+        assert contents(folder) == {"deep/a": "a", "b": "b"}
+        (folder / "b").unlink()
+        (folder / "deep/a").write_text("changed")
+    machine("third")
+    assert contents(remote.fetched(URL)) == {"deep/a": "changed"}
+    machine("first")  # whose own is older by now
+    assert contents(remote.fetched(URL))["deep/a"] == "changed"
+
+
+def test_a_copy_that_was_cut_off_is_not_there(there, machine, monkeypatch, capsys):
+    with remote.mirrored(URL) as folder:
+        (folder / "a").write_text("a")
+
+    def full(*args):
+        raise OSError("no space")
+
+    put = type(there).put_file
+    with (
+        pytest.raises(UserError, match=r"cannot copy .*\(no space\); the same"),
+        remote.mirrored(URL) as folder,
+    ):
+        (folder / "b").write_text("b")
+        (folder / "c").write_text("c")
+        monkeypatch.setattr(
+            type(there),
+            "put_file",
+            lambda self, here, path: (full if path[-1] == "c" else put)(
+                self, here, path
+            ),
+        )
+    monkeypatch.undo()
+    assert there.exists("/bucket/folder/b")
+    machine("second")
+    assert contents(remote.fetched(URL)) == {"a": "a"}
+    machine("first")  # has it all, and nobody has worked there since
+    with remote.mirrored(URL) as folder:
+        assert contents(folder) == {"a": "a", "b": "b", "c": "c"}
+    machine("third")
+    assert contents(remote.fetched(URL)) == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_whoever_begins_last_owns_the_folder(there, machine, monkeypatch, capsys):
+    told = []
+    monkeypatch.setattr(os, "kill", lambda *args: told.append(args))
+    monkeypatch.setattr(remote, "EVERY", 0.02)
+    with (
+        pytest.raises(UserError, match="another process works in memory://bucket"),
+        remote.mirrored(URL) as first,
+    ):
+        machine("second")
+        with remote.mirrored(URL) as second:
+            (second / "a").write_text("second's")
+            (first / "a").write_text("first's")
+            while not told:
+                time.sleep(0.01)
+    assert told == [(os.getpid(), signal.SIGTERM)]
+    machine("third")
+    assert contents(remote.fetched(URL)) == {"a": "second's"}
+
+
+def test_what_is_written_is_copied_now_and_then(there, monkeypatch):
+    monkeypatch.setattr(remote, "EVERY", 0.02)
+    with remote.mirrored(URL) as folder:
+        (folder / "a").write_text("a")
+        until = time.monotonic() + 20
+        while not there.exists("/bucket/folder/a") and time.monotonic() < until:
+            time.sleep(0.01)
+        assert there.cat("/bucket/folder/a") == b"a"
+
+
+def test_mistakes_are_told_in_a_sentence(there, monkeypatch):
+    with pytest.raises(UserError, match="there is nothing at memory://bucket/none"):
+        remote.fetched("memory://bucket/none")
+    with pytest.raises(UserError, match="cannot read what://x"):
+        remote.fetched("what://x")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(UserError, match=r"cannot read gs://a/b .*'eotjax\[gcs\]'\.$"):
+        remote.fetched("gs://a/b")
+    there.pipe("/bucket/folder/x/../../out", b"")
+    with pytest.raises(UserError, match="a name that leads out of it"):
+        remote.fetched(URL)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """The environment of an emulator of S3 with a bucket of the name bucket."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    log = (tmp_path_factory.mktemp("s3") / "log").open("w")
+    emulator = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p", str(port)],
+        stdout=log,
+        stderr=log,
+    )
+    yield {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "any",
+        "AWS_SECRET_ACCESS_KEY": "any",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    emulator.terminate()
+    emulator.wait()
+    log.close()
+
+
+@pytest.fixture
+def bucket(s3, machine, monkeypatch):
+    """The emulator's file system; of it, an empty bucket of the name bucket."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    until = time.monotonic() + 60
+    while True:
+        try:
+            if files.exists("bucket"):
+                files.rm("bucket", recursive=True)
+            files.mkdir("bucket")
+            return files
+        except OSError:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
+
+# The command, copying often.
+MAIN = (
+    "import runpy; from eotjax import remote; remote.EVERY = 0.2; "
+    "runpy.run_module('eotjax.main', run_name='__main__', alter_sys=True)"
+)
+
+
+def test_a_run_in_a_bucket_is_as_on_disk(vectors, tmp_path, bucket, machine):
+    keys = {"steps": 40, "log_every": 1, "checkpoint.every": 5}
+    config = vectors(steps=40, log_every=1, checkpoint__every=5)
+    bucket.put_file(config.data.path, "bucket/vectors.npz")
+
+    def command(workdir, path, name):
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-c", MAIN, f"--workdir={workdir}"),
+                "--config=configs/npz.py:vectors,smoke",
+                f"--config.data.path={path}",
+                *(f"--config.{key}={value}" for key, value in keys.items()),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / name)},
+        )
+
+    undisturbed = command(tmp_path / "run", config.data.path, "none")
+    out, _ = undisturbed.communicate()
+    assert undisturbed.returncode == 0, out
+
+    place, data = "s3://bucket/runs/one", "s3://bucket/vectors.npz"
+    killed = command(place, data, "killed")
+    until = time.monotonic() + 300
+    while killed.poll() is None and time.monotonic() < until:
+        bucket.invalidate_cache()
+        if bucket.exists("bucket/runs/one/checkpoints/5/SHA256SUMS"):
+            break
+        time.sleep(0.1)
+    killed.kill()
+    out, _ = killed.communicate()
+    assert killed.returncode == -signal.SIGKILL, out
+
+    resumed = command(place, data, "resumed")
+    out, _ = resumed.communicate()
+    assert resumed.returncode == 0, out
+    assert "going on from step" in out
+
+    machine("fourth")
+    here, there = tmp_path / "run", remote.fetched(place)
+    jax.tree.map(
+        np.testing.assert_array_equal, runs.left(config, here), runs.left(config, there)
+    )
+    points = np.zeros((3, 3), "f4")
+    np.testing.assert_array_equal(
+        eotjax.load(here / "export")(points), eotjax.load(f"{place}/export")(points)
+    )
+
+
+def test_a_folder_in_a_bucket_is_translated(
+    trained, tmp_path, write_images, bucket, monkeypatch
+):
+    write_images(tmp_path / "images", 3)
+    bucket.put(f"{trained}/export/", "bucket/model/", recursive=True)
+    bucket.put(f"{tmp_path}/images/", "bucket/images/", recursive=True)
+
+    def run(**places):
+        arguments = [f"--{name}={place}" for name, place in places.items()]
+        monkeypatch.setattr(sys, "argv", ["translate", *arguments])
+        assert translate.run() == 0
+
+    run(export=trained / "export", input=tmp_path / "images", output=tmp_path / "out")
+    places = {name: f"s3://bucket/{name}" for name in ("images", "out")}
+    run(export="s3://bucket/model", input=places["images"], output=places["out"])
+    bucket.get("bucket/out/", f"{tmp_path}/brought/", recursive=True)
+    names = {path.name for path in (tmp_path / "brought").iterdir()}
+    assert names - {remote.MANIFEST} == {p.name for p in (tmp_path / "out").iterdir()}
+    for path in (tmp_path / "out").glob("*.png"):
+        brought = tmp_path / "brought" / path.name
+        assert brought.read_bytes() == path.read_bytes()
