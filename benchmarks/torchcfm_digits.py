@@ -41,17 +41,17 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torchcfm.conditional_flow_matching import (
     ExactOptimalTransportConditionalFlowMatcher,
 )
 
+from benchmarks.torch_unet import UNet, flax_parameters, network
 from configs import digits
 from eotjax import command, parallel, train
 from eotjax.artefact import export
-from eotjax.build import dataset, planning, wiring
+from eotjax.build import dataset, planning
 from eotjax.build.checks import Shape
 from eotjax.data.domains import DataSet
 from eotjax.evaluation import evaluate
@@ -71,125 +71,6 @@ class Run:
     @property
     def images_per_second(self) -> float:
         return self.steps * self.batch_size / (self.seconds - self.compile_seconds)
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    groups = max(g for g in range(1, 33) if channels % g == 0 and channels // g >= 4)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
-
-
-class ResidualBlock(nn.Module):
-    """ResidualBlock of networks/unet, its parameters by the names they have in Flax."""
-
-    def __init__(self, inputs: int, channels: int, time: int):
-        super().__init__()
-        self.GroupNorm_0 = group_norm(inputs)
-        self.conv_in = nn.Conv2d(inputs, channels, 3, padding=1)
-        self.Dense_0 = nn.Linear(time, 2 * channels)
-        self.GroupNorm_1 = group_norm(channels)
-        self.conv_out = nn.Conv2d(channels, channels, 3, padding=1)
-        if inputs != channels:
-            self.skip = nn.Conv2d(inputs, channels, 1)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv_in(F.silu(self.GroupNorm_0(x)))
-        scale, shift = self.Dense_0(F.silu(time))[:, :, None, None].chunk(2, dim=1)
-        h = self.GroupNorm_1(h) * (1 + scale) + shift
-        h = self.conv_out(F.silu(h))
-        return h + (self.skip(x) if hasattr(self, "skip") else x)
-
-
-class UNet(nn.ModuleDict):
-    """UNet of networks/unet, without attention: (x [b, c, h, w], t [b]) -> x."""
-
-    def __init__(
-        self, channels: int, width: int, multipliers: tuple[int, ...], blocks: int
-    ):
-        super().__init__()
-        self.width, self.levels, self.blocks = width, len(multipliers), blocks
-        time = 4 * width
-        self["time_in"] = nn.Linear(width, time)
-        self["time_out"] = nn.Linear(time, time)
-        self["conv_in"] = nn.Conv2d(channels, width, 3, padding=1)
-        c, skips = width, [width]
-        for level, multiplier in enumerate(multipliers):
-            for i in range(blocks):
-                self[f"down{level}_{i}"] = ResidualBlock(c, width * multiplier, time)
-                c = width * multiplier
-                skips.append(c)
-            if level < self.levels - 1:
-                self[f"down{level}_conv"] = nn.Conv2d(c, c, 3, stride=2)
-                skips.append(c)
-        for i in range(2):
-            self[f"middle_{i}"] = ResidualBlock(c, c, time)
-        for level, multiplier in reversed(list(enumerate(multipliers))):
-            for i in range(blocks + 1):
-                inputs = c + skips.pop()
-                c = width * multiplier
-                self[f"up{level}_{i}"] = ResidualBlock(inputs, c, time)
-            if level > 0:
-                self[f"up{level}_conv"] = nn.Conv2d(c, c, 3, padding=1)
-        self["GroupNorm_0"] = group_norm(c)
-        self["conv_out"] = nn.Conv2d(c, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        time = self["time_out"](F.silu(self["time_in"](embed_time(t, self.width))))
-        x = self["conv_in"](x)
-        skips = [x]
-        for level in range(self.levels):
-            for i in range(self.blocks):
-                x = self[f"down{level}_{i}"](x, time)
-                skips.append(x)
-            if level < self.levels - 1:
-                # Where Flax's "SAME" pads an even size that is halved.
-                x = self[f"down{level}_conv"](F.pad(x, (0, 1, 0, 1)))
-                skips.append(x)
-        x = self["middle_1"](self["middle_0"](x, time), time)
-        for level in reversed(range(self.levels)):
-            for i in range(self.blocks + 1):
-                x = self[f"up{level}_{i}"](torch.cat([x, skips.pop()], dim=1), time)
-            if level > 0:
-                x = self[f"up{level}_conv"](F.interpolate(x, scale_factor=2))
-        return self["conv_out"](F.silu(self["GroupNorm_0"](x)))
-
-
-def embed_time(t: Tensor, width: int) -> Tensor:
-    """eotjax.networks.embedding.time_embedding."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(1e4) * torch.arange(half) / max(half - 1, 1))
-    angles = 1000 * t[:, None] * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def load_flax(net: nn.Module, params: dict) -> None:
-    """Copies a Flax network's parameters into `net`, which must have the same ones."""
-    mine = net.state_dict()
-    theirs = {
-        name.replace("kernel", "weight").replace("scale", "weight"): np.asarray(x)
-        for name, x in flatten_dict(params, sep=".").items()
-    }
-    assert theirs.keys() == mine.keys(), theirs.keys() ^ mine.keys()
-    assert sum(x.size for x in theirs.values()) == sum(x.numel() for x in mine.values())
-    for name, x in theirs.items():
-        if x.ndim > 1:
-            x = np.moveaxis(x, (-1, -2), (0, 1))
-        mine[name].copy_(torch.tensor(x).reshape(mine[name].shape))
-
-
-def flax_parameters(config: ConfigDict, shape: Shape) -> dict:
-    """What eotjax's training starts from."""
-    inputs = wiring.inputs(config, shape)
-    init = jax.jit(wiring.network(config, shape).init)
-    return init(jax.random.key(config.seed), *inputs)["params"]
-
-
-def network(config: ConfigDict, shape: Shape) -> UNet:
-    """The config's network in PyTorch, its parameters those that eotjax starts from."""
-    c = config.model
-    assert not c.attention and not c.dropout
-    net = UNet(shape[-1], c.width, tuple(c.multipliers), c.blocks)
-    load_flax(net, flax_parameters(config, shape))
-    return net
 
 
 def channels_first(x: np.ndarray) -> Tensor:

@@ -38,7 +38,7 @@ def test_updates_of_a_network_are_those_of_optax():
         head_channels=8, patch=2,
     )  # fmt: skip
     inputs = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros(1, int)
-    params = network.init(jax.random.key(0), *inputs)["params"]
+    params = jax.jit(network.init)(jax.random.key(0), *inputs)["params"]
     own = optax.masked(
         muon.scale_by_muon(), jax.tree.map_with_path(muon.is_matrix, params)
     )
@@ -48,13 +48,14 @@ def test_updates_of_a_network_are_those_of_optax():
         consistent_rms=muon.RMS,
     )
     mine, other = own.init(params), theirs.init(params)
+    move_mine, move_other = jax.jit(own.update), jax.jit(theirs.update)
     rng = np.random.default_rng(0)
     for _ in range(3):
         grads = jax.tree.map(
             lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), params
         )
-        moves, mine = own.update(grads, mine, params)
-        wanted, other = theirs.update(grads, other, params)
+        moves, mine = move_mine(grads, mine, params)
+        wanted, other = move_other(grads, other, params)
         pairs = zip(
             jax.tree.leaves_with_path(moves), jax.tree.leaves(wanted), strict=True
         )
