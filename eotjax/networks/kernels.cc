@@ -1,8 +1,8 @@
 // Convolutions and matrix products by oneDNN, as XLA FFI handlers for the CPU.
 //
-// Arrays are dense and float32: images NHWC, convolutions' kernels HWIO. Products are
-// of bfloat16, summed in float32, where `rounded`; of float32 otherwise. One primitive
-// is made for every problem, and kept.
+// Arrays are dense: images NHWC, convolutions' kernels HWIO. Factors are float32 or
+// bfloat16, both the same; sums and results float32. One primitive is made for every
+// problem, and kept.
 
 #include <cstdint>
 #include <functional>
@@ -18,6 +18,7 @@
 
 namespace ffi = xla::ffi;
 using dnnl::memory;
+using Factor = ffi::AnyBuffer;
 using Array = ffi::Buffer<ffi::F32>;
 using Result = ffi::ResultBuffer<ffi::F32>;
 using Span = ffi::Span<const int64_t>;
@@ -27,6 +28,10 @@ namespace {
 
 constexpr auto kFloat32 = memory::data_type::f32;
 constexpr auto kBfloat16 = memory::data_type::bf16;
+
+memory::data_type TypeOf(const Factor& factor) {
+  return factor.element_type() == ffi::BF16 ? kBfloat16 : kFloat32;
+}
 
 dnnl::engine& Cpu() {
   static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
@@ -100,10 +105,10 @@ struct Convolution {
   memory::data_type type;
 
   Convolution(Span source, Span kernel, Span target, Span stride, Span padding,
-              bool rounded)
+              memory::data_type type)
       : source(Nchw(source)), kernel(Oihw(kernel)), target(Nchw(target)),
         stride(stride.begin(), stride.end()), low{padding[0], padding[2]},
-        high{padding[1], padding[3]}, type(rounded ? kBfloat16 : kFloat32) {}
+        high{padding[1], padding[3]}, type(type) {}
 
   std::vector<int64_t> Key(Kind kind) const {
     std::vector<int64_t> key{kind, static_cast<int64_t>(type)};
@@ -115,7 +120,7 @@ struct Convolution {
 
   memory::desc Source(memory::data_type t) const { return {source, t, tag::nhwc}; }
   memory::desc Target(memory::data_type t) const { return {target, t, tag::nhwc}; }
-  memory::desc Kernel() const { return {kernel, kFloat32, tag::hwio}; }
+  memory::desc Kernel(memory::data_type t) const { return {kernel, t, tag::hwio}; }
   memory::desc AnyKernel(memory::data_type t) const { return {kernel, t, tag::any}; }
   memory::desc Bias() const { return {{target[1]}, kFloat32, tag::a}; }
 
@@ -127,68 +132,68 @@ struct Convolution {
 };
 
 // source * kernel + bias. padding: top, bottom, left, right.
-ffi::Error Forward(Span stride, Span padding, bool rounded, Array source, Array kernel,
-                   Array bias, Result target) {
+ffi::Error Forward(Span stride, Span padding, Factor source, Factor kernel, Array bias,
+                   Result target) {
   const Convolution c(source.dimensions(), kernel.dimensions(), target->dimensions(),
-                      stride, padding, rounded);
+                      stride, padding, TypeOf(source));
   auto make = [&]() -> Made {
     auto forward = c.Forward(kFloat32);
     return {dnnl::convolution_forward(forward),
-            {{DNNL_ARG_SRC, c.Source(kFloat32), c.Source(c.type)},
-             {DNNL_ARG_WEIGHTS, c.Kernel(), forward.weights_desc()},
+            {{DNNL_ARG_SRC, c.Source(c.type), c.Source(c.type)},
+             {DNNL_ARG_WEIGHTS, c.Kernel(c.type), forward.weights_desc()},
              {DNNL_ARG_BIAS, c.Bias(), c.Bias()}},
             {{DNNL_ARG_DST, c.Target(kFloat32), c.Target(kFloat32)}}};
   };
   return Run(c.Key(kForward), make,
-             {source.typed_data(), kernel.typed_data(), bias.typed_data()},
+             {source.untyped_data(), kernel.untyped_data(), bias.typed_data()},
              {target->typed_data()});
 }
 
 // The gradient with respect to the source.
-ffi::Error ToInput(Span stride, Span padding, bool rounded, Array target, Array kernel,
+ffi::Error ToInput(Span stride, Span padding, Factor target, Factor kernel,
                    Result source) {
   const Convolution c(source->dimensions(), kernel.dimensions(), target.dimensions(),
-                      stride, padding, rounded);
+                      stride, padding, TypeOf(target));
   auto make = [&]() -> Made {
     dnnl::convolution_backward_data::primitive_desc backward(
         Cpu(), dnnl::algorithm::convolution_direct, c.Source(kFloat32),
         c.AnyKernel(c.type), c.Target(c.type), c.stride, c.low, c.high,
         c.Forward(c.type));
     return {dnnl::convolution_backward_data(backward),
-            {{DNNL_ARG_DIFF_DST, c.Target(kFloat32), c.Target(c.type)},
-             {DNNL_ARG_WEIGHTS, c.Kernel(), backward.weights_desc()}},
+            {{DNNL_ARG_DIFF_DST, c.Target(c.type), c.Target(c.type)},
+             {DNNL_ARG_WEIGHTS, c.Kernel(c.type), backward.weights_desc()}},
             {{DNNL_ARG_DIFF_SRC, c.Source(kFloat32), c.Source(kFloat32)}}};
   };
-  return Run(c.Key(kToInput), make, {target.typed_data(), kernel.typed_data()},
+  return Run(c.Key(kToInput), make, {target.untyped_data(), kernel.untyped_data()},
              {source->typed_data()});
 }
 
 // The gradients with respect to the kernel and the bias.
-ffi::Error ToKernel(Span stride, Span padding, bool rounded, Array source, Array target,
+ffi::Error ToKernel(Span stride, Span padding, Factor source, Factor target,
                     Result kernel, Result bias) {
   const Convolution c(source.dimensions(), kernel->dimensions(), target.dimensions(),
-                      stride, padding, rounded);
+                      stride, padding, TypeOf(source));
   auto make = [&]() -> Made {
     dnnl::convolution_backward_weights::primitive_desc backward(
         Cpu(), dnnl::algorithm::convolution_direct, c.Source(c.type),
         c.AnyKernel(kFloat32), c.Bias(), c.Target(c.type), c.stride, c.low, c.high,
         c.Forward(c.type));
     return {dnnl::convolution_backward_weights(backward),
-            {{DNNL_ARG_SRC, c.Source(kFloat32), c.Source(c.type)},
-             {DNNL_ARG_DIFF_DST, c.Target(kFloat32), c.Target(c.type)}},
-            {{DNNL_ARG_DIFF_WEIGHTS, c.Kernel(), backward.diff_weights_desc()},
+            {{DNNL_ARG_SRC, c.Source(c.type), c.Source(c.type)},
+             {DNNL_ARG_DIFF_DST, c.Target(c.type), c.Target(c.type)}},
+            {{DNNL_ARG_DIFF_WEIGHTS, c.Kernel(kFloat32), backward.diff_weights_desc()},
              {DNNL_ARG_DIFF_BIAS, c.Bias(), c.Bias()}}};
   };
-  return Run(c.Key(kToKernel), make, {source.typed_data(), target.typed_data()},
+  return Run(c.Key(kToKernel), make, {source.untyped_data(), target.untyped_data()},
              {kernel->typed_data(), bias->typed_data()});
 }
 
 // [m, k] x [k, n] -> [m, n]; a turned operand is stored the other way round.
-ffi::Error Product(bool turn_left, bool turn_right, bool rounded, Array left,
-                   Array right, Result result) {
+ffi::Error Product(bool turn_left, bool turn_right, Factor left, Factor right,
+                   Result result) {
   const int64_t m = result->dimensions()[0], n = result->dimensions()[1];
   const int64_t k = left.dimensions()[turn_left ? 0 : 1];
-  const auto type = rounded ? kBfloat16 : kFloat32;
+  const auto type = TypeOf(left);
   auto make = [&]() -> Made {
     auto a = [&](auto t) {
       return memory::desc({m, k}, t, turn_left ? tag::ba : tag::ab);
@@ -198,40 +203,37 @@ ffi::Error Product(bool turn_left, bool turn_right, bool rounded, Array left,
     };
     memory::desc c({m, n}, kFloat32, tag::ab);
     return {dnnl::matmul({Cpu(), a(type), b(type), c}),
-            {{DNNL_ARG_SRC, a(kFloat32), a(type)},
-             {DNNL_ARG_WEIGHTS, b(kFloat32), b(type)}},
+            {{DNNL_ARG_SRC, a(type), a(type)}, {DNNL_ARG_WEIGHTS, b(type), b(type)}},
             {{DNNL_ARG_DST, c, c}}};
   };
-  return Run({kProduct, m, n, k, turn_left, turn_right, rounded}, make,
-             {left.typed_data(), right.typed_data()}, {result->typed_data()});
+  return Run({kProduct, m, n, k, turn_left, turn_right, static_cast<int64_t>(type)},
+             make, {left.untyped_data(), right.untyped_data()}, {result->typed_data()});
 }
 
 auto BindConvolution() {
-  return ffi::Ffi::Bind().Attr<Span>("stride").Attr<Span>("padding").Attr<bool>(
-      "rounded");
+  return ffi::Ffi::Bind().Attr<Span>("stride").Attr<Span>("padding");
 }
 
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(EotjaxForward, Forward,
                               BindConvolution()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
+                                  .Arg<Factor>()
+                                  .Arg<Factor>()
                                   .Arg<Array>()
                                   .Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     EotjaxToInput, ToInput,
-    BindConvolution().Arg<Array>().Arg<Array>().Ret<Array>());
+    BindConvolution().Arg<Factor>().Arg<Factor>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     EotjaxToKernel, ToKernel,
-    BindConvolution().Arg<Array>().Arg<Array>().Ret<Array>().Ret<Array>());
+    BindConvolution().Arg<Factor>().Arg<Factor>().Ret<Array>().Ret<Array>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(EotjaxProduct, Product,
                               ffi::Ffi::Bind()
                                   .Attr<bool>("turn_left")
                                   .Attr<bool>("turn_right")
-                                  .Attr<bool>("rounded")
-                                  .Arg<Array>()
-                                  .Arg<Array>()
+                                  .Arg<Factor>()
+                                  .Arg<Factor>()
                                   .Ret<Array>());
 
 // Whether the CPU has instructions that multiply bfloat16: AVX-512 BF16, or AMX.

@@ -134,6 +134,12 @@ Dense = functools.partial(nn.Dense, dot_general=dot_general)
 DenseGeneral = functools.partial(nn.DenseGeneral, dot_general=dot_general)
 
 
+def _factors(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays of float32 as they are multiplied: rounded once, for all products."""
+    dtype = jnp.bfloat16 if rounded() else jnp.float32
+    return tuple(array.astype(dtype) for array in arrays)
+
+
 def _product(
     left: Array, right: Array, *, turn_left: bool = False, turn_right: bool = False
 ) -> Array:
@@ -145,35 +151,44 @@ def _product(
 
 @jax.custom_vjp
 def _matmul(x: Array, w: Array) -> Array:
-    return _product(x, w)
+    return _product(*_factors(x, w))
+
+
+def _matmul_forward(x, w):
+    held = _factors(x, w)
+    return _product(*held), held
 
 
 def _matmul_backward(held, g):
-    x, w = held
+    (x, w), (g,) = held, _factors(g)
     return _product(g, w, turn_right=True), _product(x, g, turn_left=True)
 
 
-_matmul.defvjp(lambda x, w: (_product(x, w), (x, w)), _matmul_backward)
+_matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _conv(
     x: Array, kernel: Array, bias: Array, stride: tuple[int, int], ends: tuple[int, ...]
 ) -> Array:
+    return _conv_forward(x, kernel, bias, stride, ends)[0]
+
+
+def _conv_forward(x, kernel, bias, stride, ends):
     sides = (
         (x.shape[1 + i] + ends[2 * i] + ends[2 * i + 1] - kernel.shape[i]) // stride[i]
         for i in range(2)
     )
     shape = (len(x), *(side + 1 for side in sides), kernel.shape[-1])
-    return _call("forward", [shape], **_windows(stride, ends))(x, kernel, bias)[0]
-
-
-def _conv_forward(x, kernel, bias, stride, ends):
-    return _conv(x, kernel, bias, stride, ends), (x, kernel)
+    call, held = (
+        _call("forward", [shape], **_windows(stride, ends)),
+        _factors(x, kernel),
+    )
+    return call(*held, bias)[0], held
 
 
 def _conv_backward(stride, ends, held, g):
-    x, kernel = held
+    (x, kernel), (g,) = held, _factors(g)
     windows = _windows(stride, ends)
     return (
         *_call("to_input", [x.shape], **windows)(g, kernel),
@@ -200,7 +215,7 @@ def _call(
         [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
         vmap_method="sequential",
     )
-    return functools.partial(call, rounded=rounded(), **attributes)
+    return functools.partial(call, **attributes)
 
 
 @functools.cache
