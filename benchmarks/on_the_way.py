@@ -22,7 +22,8 @@ SHARES = (0.1, 0.25, 0.4, 0.6, 0.8, 1.0)  # of the sampler's steps
 
 
 def stopped(translator: Translator, share: float) -> Translator:
-    """Leads to where the sampler is after a share of its steps."""
+    """Leads to where the sampler is after a share of its steps, the first time."""
+    translator = translator.using(restart=0.0)
     config, shape = translator.config, translator.shape
     done = round(share * config.sampling.steps)
     sample = wiring.sampling(config, shape, parallel.make_mesh(), done)

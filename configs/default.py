@@ -139,6 +139,8 @@ def get_config(variants: str = "") -> ConfigDict:
     c.sampling.guidance = 1.0  # weight of the condition; else needs condition_dropout,
     # or, for a bridge, both directions: then it leads away from the sources' domain
     c.sampling.temperature = 1.0  # bridge: of the sampler's noise; below 1: less of it
+    c.sampling.restart = 0.0  # bridge: a time that the sampler goes back to once from
+    # the end, and on again; 0: never
     c.sampling.path = False  # cdiffe, cmde: the noised source follows one path
     c.sampling.batch_size = 64  # images translated at once, over all devices
     c.sampling.grid = 16  # test images in the grids

@@ -78,6 +78,7 @@ def photographs(c) -> None:
     c.sampling.steps = 25
     c.sampling.guidance = 1.5
     c.sampling.temperature = 0.75
+    c.sampling.restart = 0.5
     c.sampling.batch_size = 16
 
 
@@ -90,6 +91,7 @@ def conditional(name: str):
         c.refit.after = 0
         c.estimator.noise = "white"
         c.sampling.guidance = c.sampling.temperature = 1.0
+        c.sampling.restart = 0.0
         c.sampling.steps = 50
 
     return choose

@@ -26,7 +26,7 @@ from eotjax.errors import UserError, reason, require
 from eotjax.networks import latents
 from eotjax.training import checkpoint
 
-FORMAT = 5
+FORMAT = 6
 SPACE = "autoencoder.npz"
 CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
 
@@ -137,7 +137,9 @@ def describe(path: str | Path) -> dict:
         if version == 3 and description["config"]["model"]["patch"] == 1:
             version = 4  # which only refines what patches give
         if version == 4:
-            version, description = FORMAT, _with_white_noise(description)
+            version, description = 5, _with_white_noise(description)
+        if version == 5:
+            version, description = FORMAT, _without_restart(description)
         if version == FORMAT:
             missing = set(CONTENTS) - set(description)
             if missing:
@@ -162,6 +164,13 @@ def _with_white_noise(description: dict) -> dict:
     config = dict(description["config"])
     white = {"noise": "white", "spectrum": ""}
     config["estimator"] = {**config["estimator"], **white}
+    return {**description, "config": config}
+
+
+def _without_restart(description: dict) -> dict:
+    """A description of format 5, whose samplers never went back, as one of the next."""
+    config = dict(description["config"])
+    config["sampling"] = {**config["sampling"], "restart": 0.0}
     return {**description, "format": FORMAT, "config": config}
 
 
@@ -188,7 +197,7 @@ def load(path: str | Path, /, **sampling) -> Translator:
     Args:
       path: the folder that `save` wrote, such as workdir/export.
       **sampling: other values for the config's sampling keys (solver, steps,
-        guidance, temperature, path, batch_size).
+        guidance, temperature, restart, path, batch_size).
 
     Raises:
       UserError: nothing, or nothing readable, is there, or a value does not fit.
@@ -272,6 +281,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, help="bridge: of the sampler's noise, 0 to 1"
     )
     parser.add_argument(
+        "--restart", type=float, help="bridge: a time to go back to once, from the end"
+    )
+    parser.add_argument(
         "--path",
         action=argparse.BooleanOptionalAction,
         help="cdiffe, cmde: let the noised source follow one path",
@@ -280,7 +292,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_named(arguments: argparse.Namespace) -> Translator:
     """Loads the artefact that the command line names, with its sampling options."""
-    names = ("solver", "steps", "guidance", "temperature", "path")
+    names = ("solver", "steps", "guidance", "temperature", "restart", "path")
     given = {name: getattr(arguments, name) for name in names}
     chosen = {name: value for name, value in given.items() if value is not None}
     return load(arguments.export, **chosen)

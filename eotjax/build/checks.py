@@ -265,6 +265,16 @@ def check_guidance(config: ConfigDict) -> None:
             f"sampling.temperature is {config.sampling.temperature}, which only a "
             "bridge has; set it to 1.",
         )
+        require(
+            config.sampling.restart == 0,
+            f"sampling.restart is {config.sampling.restart}, which only a bridge has; "
+            "set it to 0.",
+        )
+    require(
+        0 <= config.sampling.restart < 1,
+        f"sampling.restart is {config.sampling.restart}; it is a time, in 0 to 1, 1 "
+        "excluded.",
+    )
     require(
         config.sampling.temperature >= 0,
         f"sampling.temperature is {config.sampling.temperature}; it must not be "

@@ -153,6 +153,7 @@ def pair_maker(
     own = config.copy_and_resolve_references()
     own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps
     own.sampling.guidance, own.sampling.temperature = config.refit.guidance, 1.0
+    own.sampling.restart = 0.0
     make = refit.maker(
         wiring.sample_points(own, shape),
         views=planning.fixed_views(config),

@@ -122,6 +122,7 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
                 bound=bound,
                 guidance=config.sampling.guidance,
                 temperature=config.sampling.temperature,
+                restart=config.sampling.restart,
             ),
         },
         c.name,

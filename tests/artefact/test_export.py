@@ -82,6 +82,7 @@ def test_an_artefact_of_format_2_is_read(artefact, translator):
         ("estimator", "spectrum"),
         ("data", "validation"),
         ("sampling", "temperature"),
+        ("sampling", "restart"),
     ):
         del config[group][key]
     path.write_text(json.dumps(description))
@@ -95,6 +96,15 @@ def test_an_artefact_from_before_coloured_noise_is_read(artefact, translator, ve
     description = json.loads(path.read_text()) | {"format": version}
     for key in ("noise", "spectrum"):
         del description["config"]["estimator"][key]
+    del description["config"]["sampling"]["restart"]
+    path.write_text(json.dumps(description))
+    np.testing.assert_array_equal(eotjax.load(artefact)(SOURCE), translator(SOURCE))
+
+
+def test_an_artefact_from_before_restarts_is_read(artefact, translator):
+    path = artefact / "config.json"
+    description = json.loads(path.read_text()) | {"format": 5}
+    del description["config"]["sampling"]["restart"]
     path.write_text(json.dumps(description))
     np.testing.assert_array_equal(eotjax.load(artefact)(SOURCE), translator(SOURCE))
 
@@ -279,7 +289,7 @@ def damage(artefact, kind):
         ("cut", "is no eotjax export"),
         ("other json", "is no eotjax export"),
         ("version", "format 99"),
-        ("patches as they were", "format 3, this eotjax reads 5"),
+        ("patches as they were", "format 3, this eotjax reads 6"),
         ("old", "format 1"),
         ("no digests", "sha256"),
         ("another's parameters", "params is damaged"),

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from bridges import CASES, EPSILON, SPECTRUM, N, exact, forward, units
+from bridges import CASES, EPSILON, SPECTRUM, N, exact, forward, in_1d, units
 from scipy.fft import idctn
 
 from eotjax.diffusion import sampler
@@ -280,6 +280,38 @@ def test_temperature_multiplies_the_noises_deviation(name):
     assert usual > 0.1
     assert deviation(0.4) == pytest.approx(0.4 * usual, rel=0.02)
     assert deviation(0.0) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ancestral", "heun", "ddim"])
+def test_going_back_leaves_the_law_of_the_pairs(name):
+    """A bridge's point between a pair of its process, followed on, ends in its law."""
+    case, n = in_1d(), 100_000
+    source = case.a + np.sqrt(case.A[0, 0]) * np.random.default_rng(0).normal(
+        size=(n, 1)
+    )
+
+    def ends(restart):
+        bridge = Bridge(case.epsilon, restart=restart)
+        solver = bridge.solvers[name]
+        sample = jax.jit(
+            lambda keys, x: bridge.sample(
+                exact(bridge, case.to_y), keys, x, forward(x), times, solver.step
+            )
+        )
+        times = solver.times(60)
+        return np.asarray(
+            sample(jax.random.split(jax.random.key(1), n), jnp.float32(source))
+        )
+
+    once, twice = ends(0.0), ends(0.4)
+    joint = case.joint()
+    for y in (once, twice):
+        found = np.cov(source[:, 0], y[:, 0])
+        np.testing.assert_allclose(found, joint, rtol=0.03, atol=0.02)
+        assert abs(y.mean() - case.b[0]) < 0.02
+    # From there on it is another draw.
+    left = np.corrcoef(once[:, 0] - source[:, 0], twice[:, 0] - source[:, 0])[0, 1]
+    assert left < 0.95
 
 
 def test_times_to_both_ends_mirror_each_other():

@@ -70,7 +70,7 @@ with jax.default_matmul_precision("highest"):
         head_channels=8, labels=2, dropout=0.1, remat=True,
     )  # fmt: skip
     rest = jnp.linspace(0, 1, 3), jnp.array([0, 1, 1])
-    params = net.init(KEY, image(3, 8, 8, 4), *rest)["params"]
+    params = jax.jit(net.init)(KEY, image(3, 8, 8, 4), *rest)["params"]
     params = jax.tree.map(lambda p: p + 0.1 * image(*p.shape), params)
 
     def apply(params, x):
