@@ -144,7 +144,7 @@ def coupling_step(given: Setting) -> Contender:
 
 def torch_step(
     given: Setting, device: str, dtype: torch.dtype, layout: torch.memory_format
-) -> tuple[nn.Module, Callable[[nn.Module], Callable[[int], None]]]:
+) -> tuple[nn.Module, Callable[[nn.Module, int], Callable[[int], None]]]:
     """The network, and what makes the step of it, or of it compiled."""
     config, c = given.config, given.config.optimizer
     net = network(config, given.shape).to(device, memory_format=layout)
@@ -190,8 +190,9 @@ def torch_step(
         with torch.no_grad():
             torch._foreach_lerp_(means, values, 1 - c.ema_decay)
 
-    def make(net: nn.Module) -> Callable[[int], None]:
+    def make(net: nn.Module, threads: int) -> Callable[[int], None]:
         def steps(count: int) -> None:
+            torch.set_num_threads(threads)
             for number in range(count):
                 one(net, number)
             if device == "cuda":
@@ -215,28 +216,16 @@ def torch_steps(given: Setting, compiled: bool) -> list[Contender]:
         for layout, order in layouts.items():
             net, make = torch_step(given, device, dtype, order)
             for threads in {1, most} if device == "cpu" else {most}:
-                torch.set_num_threads(threads)
-                tried[layout, threads] = (seconds(make(net), 3), net, make)
+                tried[layout, threads] = (seconds(make(net, threads), 3), net, make)
         (layout, threads), (_, net, make) = min(
             tried.items(), key=lambda item: item[1][0]
         )
-
-        def with_threads(
-            steps: Callable[[int], None], threads: int = threads
-        ) -> Callable[[int], None]:
-            def run(count: int) -> None:
-                torch.set_num_threads(threads)
-                steps(count)
-
-            return run
-
         told = f"{name} ({layout}, {threads} threads)"
-        contenders.append(Contender(f"eager, {told}", with_threads(make(net))))
+        contenders.append(Contender(f"eager, {told}", make(net, threads)))
         if compiled:
-            torch.set_num_threads(threads)
             torch.compiler.reset()
-            faster = make(torch.compile(net, dynamic=False))
-            contenders.append(Contender(f"compiled, {told}", with_threads(faster)))
+            faster = make(torch.compile(net, dynamic=False), threads)
+            contenders.append(Contender(f"compiled, {told}", faster))
     return contenders
 
 

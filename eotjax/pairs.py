@@ -101,13 +101,13 @@ def write(workdir: str | Path, done: int, output: str | Path | None = None) -> s
     )
     vectors = len(run.shape) == 1
     suffix = ".npz" if vectors else ".png"
-    address = str(output or f"{workdir}/pairs_{done:07d}{suffix}")
+    address = output or remote.below(workdir, f"pairs_{done:07d}{suffix}")
     with remote.placing(address) as path:
         if vectors:
             arrays.write(path, {"source": source, "target": target})
         else:
             images.write(path, picture(*(decoded(run, x) for x in (source, target))))
-    return address
+    return str(address)
 
 
 def run() -> int:

@@ -42,6 +42,13 @@ def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
+def below(path: str | Path, name: str) -> str | Path:
+    """What lies in the folder `path` under a name, which here may be a whole path."""
+    if is_remote(path):
+        return f"{str(path).rstrip('/')}/{name}"
+    return Path(path, name)
+
+
 def local(path: str | Path) -> Path:
     """Where a path's files are on this machine: itself, or its copy's place."""
     if not is_remote(path):

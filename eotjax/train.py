@@ -247,7 +247,7 @@ def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path
     Raises:
       UserError: there is no such run, or it has saved nothing yet.
     """
-    output = output or f"{workdir}/newest"
+    output = output or remote.below(workdir, "newest")
     workdir = remote.fetched(workdir).absolute()
     config = run_folder.config(workdir)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)

@@ -39,10 +39,15 @@ def begun_as_two(data_path, workdir, *more, second=None):
     return begun_as((data_path, second or data_path), workdir, *more)
 
 
+def free_port():
+    """A port of this machine that nothing listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
 def begun_as(data_paths, workdir, *more):
     """The processes of one such run, each with a path to its data."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = free_port()
     return [
         begun(
             *(path, workdir, *more, "--distributed"),

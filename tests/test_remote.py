@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -81,6 +80,16 @@ def test_only_what_is_new_is_fetched(there, monkeypatch):
     (folder / "b/d").write_text("changed here")
     remote.fetched(URL)
     assert contents(folder)["b/d"] == "b/d"
+
+
+def test_what_lies_below_a_folder(there, tmp_path):
+    assert remote.below("memory://bucket/", "a") == "memory://bucket/a"
+    assert remote.below(tmp_path, "a") == tmp_path / "a"
+    assert remote.below("data", str(tmp_path)) == tmp_path  # as data's folders may be
+    there.pipe("/bucket/a/x", b"")
+    for folder in (remote.below("memory://bucket/", "a"), tmp_path):
+        assert remote.is_folder(folder)
+        assert not remote.is_folder(remote.below(folder, "none"))
 
 
 def test_a_file_is_fetched_and_placed(there):
@@ -187,8 +196,7 @@ def test_mistakes_are_told_in_a_sentence(there, monkeypatch):
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory):
     """The environment of an emulator of S3 with a bucket of the name bucket."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    port = runs.free_port()
     log = (tmp_path_factory.mktemp("s3") / "log").open("w")
     emulator = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-p", str(port)],

@@ -71,9 +71,10 @@ def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Domain]:
     base = remote.fetched(path)
 
     def split(number: int, name: str, decode_one: Decode) -> Domain:
-        if number >= 2 and not Path(base, name).exists():
+        place = base / name
+        if number >= 2 and not place.exists():
             return NONE
-        paths = images.find(base / name)
+        paths = images.find(place)
         return Lazy(
             len(paths),
             lambda index: decode_one(paths[index]),

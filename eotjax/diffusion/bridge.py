@@ -31,6 +31,13 @@ def _noise(keys: Keys, like: Image, spectrum: Spectrum | None) -> Image:
     return coloured(sampler.normal(keys, like.shape[1:]), spectrum)
 
 
+def _between(
+    source: Image, target: Image, t: Array, spread: Array, noise: Image
+) -> Image:
+    """A bridge's point at time t, where the free motion's noise is of such spread."""
+    return (1 - t) * source + t * target + spread * jnp.sqrt(1 - t) * noise
+
+
 def ancestral(
     epsilon: float, temperature: float = 1.0, spectrum: Spectrum | None = None
 ) -> Step:
@@ -247,7 +254,7 @@ class Bridge:
         white = jax.random.normal(key, target.shape)
         noise = coloured(white, self.spectrum)
         spread = jnp.sqrt(self.epsilon * at)
-        x_t = (1 - at) * source + at * target + spread * jnp.sqrt(1 - at) * noise
+        x_t = _between(source, target, at, spread, noise)
         skip, keep, out, scale = self._precondition(at)
         change = jnp.sqrt(1 - at) * (keep * target - skip * source)
         return Example(
@@ -288,12 +295,12 @@ class Bridge:
         end = sampler.integrate(step, keys, sampler.begin(source, times), times)[0]
         if not self.restart:
             return end
-        t, again = jnp.float32(self.restart), sampler.fold_in(keys, len(times))
-        noise = jnp.sqrt(self.epsilon * t * (1 - t)) * _noise(again, end, self.spectrum)
-        x_t = (1 - t) * source + t * end + noise
-        past = sampler.Past(source, t, jnp.zeros_like(source))
-        grid = np.asarray(times)
-        rest = jnp.asarray([t, *grid[grid > self.restart]])
+        later = [time for time in np.asarray(times) if time > self.restart]
+        rest = jnp.asarray([self.restart, *later], times.dtype)
+        t, again = rest[0], sampler.fold_in(keys, len(times))
+        noise = _noise(again, end, self.spectrum)
+        x_t = _between(source, end, t, jnp.sqrt(self.epsilon * t), noise)
+        _, past = sampler.begin(source, rest)
         return sampler.integrate(step, again, (x_t, past), rest)[0]
 
     def _precondition(self, t: Array) -> Preconditioning:

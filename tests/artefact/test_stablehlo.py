@@ -9,7 +9,10 @@ import jax
 import numpy as np
 
 import eotjax
+from eotjax import parallel
 from eotjax.artefact import stablehlo
+from eotjax.artefact.translator import Translator
+from eotjax.build import wiring
 
 SOURCE = np.random.default_rng(0).uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
 ALONE = """
@@ -76,6 +79,21 @@ def test_a_program_has_the_sampling_that_was_asked_for(trained):
         translator(SOURCE, seed=2),
         atol=1e-5,
     )
+
+
+def test_a_bridges_program_goes_back_and_on_again(smoke):
+    config, shape = smoke(estimator__name="bridge", estimator__epsilon=0.5), (16, 16, 3)
+    init = jax.jit(wiring.network(config, shape).init)
+    params = init(jax.random.key(0), *wiring.inputs(config, shape))["params"]
+    sample = wiring.sampling(config, shape, parallel.make_mesh())
+    once = Translator(config, shape, params, sample)
+    again = once.using(restart=0.5)
+    program = jax.export.deserialize(bytearray(again.stablehlo()))
+    expected = again(SOURCE, seed=2)
+    np.testing.assert_allclose(
+        program.call(SOURCE, np.uint32(2), np.int32(0)), expected, atol=1e-5
+    )
+    assert np.abs(expected - once(SOURCE, seed=2)).max() > 0.1
 
 
 def test_equal_translators_give_equal_programs(trained):
