@@ -11,7 +11,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from eotjax import command, parallel, peers, train
+from eotjax import command, parallel, peers
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A config file; a variant after a colon.", lock_config=True
@@ -55,6 +55,8 @@ def parse(argv: list[str]) -> list[str]:
 
 def run() -> int:
     """Trains to the end, or until a signal asks to stop."""
+    from eotjax import train  # seconds, which a mistyped key need not wait for
+
     if DISTRIBUTED.value:
         parallel.start_processes()
     with contextlib.ExitStack() as quiet:

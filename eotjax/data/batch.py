@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -142,6 +141,8 @@ def stream(
     `rows` of the batch are read: this process's own. `sets` has `source`, `target`
     and what else is aligned with them, such as `source_points`.
     """
+    import grain
+
     cpu = jax.local_devices(backend="cpu")[0]
     lengths = (len(sets["source"]), len(sets["target"]))
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import scipy.fft
 from jaxtyping import Array, Float
 
 from eotjax import arrays
@@ -35,6 +34,8 @@ def of_images(sets: Sequence[Float[np.ndarray, "_ h w c"]]) -> Spectrum:
     The waves are those of the DCT-II, in bands of like radius; their directions count
     as one.
     """
+    import scipy.fft
+
     mean = np.mean([x.mean((0, 1, 2)) for x in sets], axis=0)
     waves = [scipy.fft.dctn(x - mean, axes=(1, 2), norm="ortho") for x in sets]
     radius = _radius(*sets[0].shape[1:3])
@@ -64,6 +65,8 @@ def coloured(
     """
     if spectrum is None:
         return white
+    import scipy.fft
+
     height, width = white.shape[1:3]
     down, across = (
         scipy.fft.dct(np.eye(n), axis=0, norm="ortho").astype(np.float32)

@@ -1,4 +1,7 @@
-"""Saving and restoring a run (orbax-checkpoint; its v1 interface is used only here)."""
+"""Saving and restoring a run (orbax-checkpoint; its v1 interface is used only here).
+
+It is imported where it is used: who imports eotjax need not wait for it.
+"""
 
 import contextlib
 import hashlib
@@ -10,7 +13,6 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
-from orbax.checkpoint import v1 as ocp
 
 from eotjax import atomic, parallel
 from eotjax.errors import UserError, reason
@@ -39,6 +41,8 @@ class Checkpoints:
         keep: how many of the latest stay.
         always: a step that stays too.
         """
+        from orbax.checkpoint import v1 as ocp
+
         self._folder = Path(folder).absolute()
         self._saving = (
             f"save a checkpoint in {self._folder}",
@@ -148,6 +152,8 @@ class _Damaged(ValueError):
 
 def save_tree(path: str | Path, tree: PyTree) -> None:
     """Writes nested dicts of arrays and SHA256SUMS, replacing what is there."""
+    from orbax.checkpoint import v1 as ocp
+
     path = Path(path).absolute()
     with _told(f"write {path}", "mend that (is the disk full?) and try again."):
         ocp.save(path, tree, overwrite=True)
@@ -188,6 +194,8 @@ def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
     Raises:
       UserError: there is none, or its arrays are not those of `abstract`.
     """
+    from orbax.checkpoint import v1 as ocp
+
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract

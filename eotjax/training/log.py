@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,13 +24,56 @@ METRICS = "metrics.jsonl"  # of training, a line an interval
 SCORES = "scores.jsonl"  # of the test set, a line an evaluation
 
 
+class Board:
+    """TensorBoard's files, written in a thread of their own.
+
+    TensorFlow takes seconds to import, for which no step waits. Where it is missing or
+    fails, as on a full disk, nothing more is written, which is told once.
+    """
+
+    def __init__(self, folder: Path):
+        """Args: folder: made at the first writing."""
+        self._folder, self._failed = folder, False
+        self._writer: Any = None  # clu's
+        self._thread = ThreadPoolExecutor(1)
+
+    def write(self, what: str, step: int, values: Mapping[str, Any]) -> None:
+        """Calls a method of clu's writer, later: write_scalars or write_images."""
+        self._thread.submit(self._now, what, step, values)
+
+    def _now(self, what: str, *given: Any) -> None:
+        if self._failed:
+            return
+        try:
+            if self._writer is None:
+                # It computes nothing here; this keeps it from talking about how.
+                os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+                from clu import metric_writers
+
+                self._writer = metric_writers.SummaryWriter(str(self._folder))
+            getattr(self._writer, what)(*given)
+        except Exception as error:  # TensorFlow has kinds of its own
+            self._failed = True
+            warnings.warn(
+                f"no TensorBoard: {errors.reason(error)}. {METRICS} holds the same "
+                "numbers.",
+                stacklevel=2,
+            )
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self._thread.shutdown()
+        if self._writer is not None:
+            self._now("close")
+
+
 class Writer:
     """Scalars to files of JSON lines and, where TensorFlow is, to TensorBoard."""
 
     def __init__(self, folder: Path, *, step: int, tensorboard: bool):
         """Goes on after `step`: later lines, of an interrupted run, are dropped."""
         self._leader = parallel.is_leader()
-        self._tensorboard = None
+        self._board: Board | None = None
         if not self._leader:
             return
         self._folder = folder
@@ -39,19 +83,7 @@ class Writer:
                 kept = [line for line in lines if _step_of(line) <= step]
                 atomic.write_text(path, "".join(line + "\n" for line in kept))
         if tensorboard:
-            # TensorFlow computes nothing here; this keeps it from talking about how.
-            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-            try:
-                from clu import metric_writers
-
-                self._tensorboard = metric_writers.AsyncWriter(
-                    metric_writers.SummaryWriter(str(folder / "tensorboard"))
-                )
-            except ImportError as error:
-                warnings.warn(
-                    f"no TensorBoard: {error}. metrics.jsonl holds the same numbers.",
-                    stacklevel=2,
-                )
+            self._board = Board(folder / "tensorboard")
 
     def scalars(
         self, step: int, values: Mapping[str, float], name: str = METRICS
@@ -61,18 +93,18 @@ class Writer:
             return
         with (self._folder / name).open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._tensorboard is not None:
-            self._tensorboard.write_scalars(step, values)
+        if self._board is not None:
+            self._board.write("write_scalars", step, values)
 
     def image(self, step: int, name: str, pixels: UInt8[np.ndarray, "h w c"]) -> None:
         """Shows one picture in TensorBoard."""
-        if self._tensorboard is not None:
-            self._tensorboard.write_images(step, {name: pixels[None]})
+        if self._board is not None:
+            self._board.write("write_images", step, {name: pixels[None]})
 
     def close(self) -> None:
         """Writes what is still in memory."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        if self._board is not None:
+            self._board.close()
 
 
 class Interval(NamedTuple):

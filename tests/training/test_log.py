@@ -87,3 +87,14 @@ def test_a_run_that_skips_most_of_its_steps_stops(clock, tmp_path):
         log.add(done, values(0.0, 1.0) if done > 1 else values())
     with pytest.raises(UserError, match=r"at step 2, 3: at 2 of 3 steps; lower"):
         log.flush()
+
+
+def test_a_board_that_cannot_be_written_is_told_of_once(tmp_path):
+    pytest.importorskip("tensorflow")
+    (tmp_path / "board").write_text("no folder")
+    with pytest.warns(UserWarning, match="no TensorBoard: .*metrics.jsonl") as told:
+        board = logging.Board(tmp_path / "board")
+        for step in range(3):
+            board.write("write_scalars", step, {"loss": 1.0})
+        board.close()
+    assert len(told) == 1
