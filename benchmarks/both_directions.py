@@ -55,7 +55,7 @@ def run() -> int:
         for way, own in ways.items():
             judging = judge.Judge(translator, splits, way)
             translated = translator(judging.source, direction=own, progress=True)
-            rows[f"{name}: {way}"] = judging.row(translated)
+            rows[f"{name}: {way}"] = judging.row(translated, None)
     print(measures.table(rows))
     return 0
 

@@ -60,7 +60,8 @@ def main() -> None:
             start = time.monotonic()
             try:
                 drawn = client.predict(
-                    *("forward", 1, seed, 25, "ancestral", 1.0), api_name="/draw"
+                    *("forward", 1, seed, 25, "ancestral", 1.0, 1.0, 0.0),
+                    api_name="/draw",
                 )
                 assert len(drawn) == 1
             except Exception as error:

@@ -10,6 +10,9 @@ The UNets have the same parameters in number and place, and begin with the same 
 Of each a few steps in turn, so that all meet the same machine. Each is given what is
 faster for it here: PyTorch its layout of images and its threads. In bfloat16 where the
 device multiplies that faster, and then in float32 too. Nothing else should run.
+
+Then eotjax's sampler, by a batch. MFU is of the FLOPs that XLA counts in our step, and
+of the peak that the device's maker tells.
 """
 
 import argparse
@@ -42,6 +45,7 @@ from eotjax import command, parallel, prepare
 from eotjax.build import dataset, learning, planning, wiring
 from eotjax.networks import kernels
 
+PAIRS = "eotjax's pairs alone"
 SECONDS = 2.0  # of one contender before it is the next one's turn
 
 
@@ -126,6 +130,34 @@ def eotjax_step(given: Setting, precision: str | None) -> Contender:
     return Contender(f"eotjax, {dtype}", steps)
 
 
+def step_flops(given: Setting) -> float:
+    """Of our step, were it all XLA's."""
+    with kernels.portable():
+        training = learning.training(
+            given.config, given.shape, given.lengths, parallel.make_mesh()
+        )
+        state = jax.eval_shape(training.init)
+        return parallel.flops(training.step.lower(state, given.data))
+
+
+def sampling_rate(given: Setting) -> float:
+    """Images a second that our sampler translates."""
+    training = learning.training(
+        given.config, given.shape, given.lengths, parallel.make_mesh()
+    )
+    params, batch = training.init().params, given.config.batch_size
+    sample = wiring.sampling(given.config, given.shape, parallel.make_mesh())
+    number, forward = np.arange(batch, dtype=np.uint32), np.zeros(batch, int)
+    source = np.zeros((batch, *given.shape), np.float32)
+
+    def translate(count: int) -> None:
+        for _ in range(count):
+            found = sample(params, np.uint32(0), number, forward, source)
+            jax.block_until_ready(found)
+
+    return batch / seconds(translate, 1)
+
+
 def coupling_step(given: Setting) -> Contender:
     """The part of our step that draws, solves and pairs."""
     pairs = jax.jit(
@@ -139,7 +171,7 @@ def coupling_step(given: Setting) -> Contender:
         for number in range(count):
             jax.block_until_ready(pairs(number, held, given.data))
 
-    return Contender("eotjax's pairs alone", steps)
+    return Contender(PAIRS, steps)
 
 
 def torch_step(
@@ -247,18 +279,35 @@ def measured(contenders: list[Contender], rounds: int) -> dict[str, list[float]]
     return taken
 
 
-def table(results: dict[str, dict[str, list[float]]]) -> str:
+class Result(NamedTuple):
+    """What was measured of a case."""
+
+    batch: int
+    flops: float  # of a step
+    sampled: float  # images a second
+    seconds: dict[str, list[float]]  # a step, of each contender in each round
+
+
+def table(results: dict[str, Result]) -> str:
     """Milliseconds a step, and each contender's part of eotjax's first one."""
-    rows = ["| case | | ms a step | as long as eotjax's |", "|---|---|---:|---:|"]
-    for case, taken in results.items():
+    peak = parallel.peak_flops(jax.devices()[0])
+    rows = [
+        "| case | | ms a step | images/s | MFU | as long as eotjax's |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for case, (batch, flops, sampled, taken) in results.items():
         first = np.array(next(iter(taken.values())))
         for name, values in taken.items():
-            ratios = np.array(values) / first
+            ratios, median = np.array(values) / first, np.median(values)
             spread = f"{ratios.min():.2f} to {ratios.max():.2f}"
+            whole = name != PAIRS
+            rate = f"{batch / median:.0f}" if whole else ""
+            mfu = f"{flops / median / peak:.1%}" if whole and peak else ""
             rows.append(
-                f"| {case} | {name} | {1e3 * np.median(values):.1f} | "
+                f"| {case} | {name} | {1e3 * median:.1f} | {rate} | {mfu} | "
                 f"{np.median(ratios):.2f} ({spread}) |"
             )
+        rows.append(f"| {case} | eotjax, sampling | | {sampled:.1f} | | |")
     return "\n".join(rows)
 
 
@@ -283,7 +332,12 @@ def main() -> int:
             contenders.append(eotjax_step(given, "float32"))
         contenders.append(coupling_step(given))
         contenders += torch_steps(given, not arguments.eager)
-        results[name] = measured(contenders, arguments.rounds)
+        results[name] = Result(
+            given.config.batch_size,
+            step_flops(given),
+            sampling_rate(given),
+            measured(contenders, arguments.rounds),
+        )
         print(table({name: results[name]}), flush=True)
     devices = f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     names = ("jax", "flax", "ott-jax", "torch", "pot", "numpy")
@@ -292,7 +346,7 @@ def main() -> int:
     print(f"{devices}; {versions}")
     if arguments.output:
         result = {
-            "seconds": results,
+            "results": {name: found._asdict() for name, found in results.items()},
             "device": devices,
             "versions": versions | {"python": platform.python_version()},
         }

@@ -119,7 +119,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.model.remat = False  # recompute activations: less memory, a third more time
     c.model.sharded = False  # cut parameters, their average and the optimiser's state
     # over the devices (FSDP); else each device holds them whole
-    c.model.dtype = "auto"  # of compute: bfloat16, float32; auto: float32 on CPU only
+    c.model.dtype = "auto"  # bfloat16, float32; auto: what the device is fast at
 
     c.optimizer = ConfigDict()  # AdamW, linear warm-up, cosine decay
     c.optimizer.learning_rate = 3e-4

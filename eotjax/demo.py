@@ -35,6 +35,7 @@ SOLVERS = {
     "dpmpp_2m": "dpmpp_2m: for few steps",
     "dpmpp_2m_sde": "dpmpp_2m_sde: few, noisy",
 }
+SAMPLING = ("steps", "solver", "guidance", "temperature", "restart")
 CSS = """
 .gradio-container {width: 100%; max-width: 1180px !important; margin: auto !important}
 [id^=small] img {image-rendering: pixelated}
@@ -140,9 +141,9 @@ def page(folder: str | Path, translator: Translator) -> Any:
             pixels = None
         return (None, None) if pixels is None else (enlarged(pixels), pixels)
 
-    def draw(pixels, direction, count, seed, steps, solver, guidance):
-        options = {"steps": steps, "solver": solver, "guidance": guidance}
-        options |= {"direction": direction, "count": count, "seed": seed or 0}
+    def draw(pixels, direction, count, seed, *values):
+        options = {"direction": direction, "count": count, "seed": seed or 0}
+        options |= dict(zip(SAMPLING, values, strict=True))
         try:
             return [enlarged(x) for x in translate(translator, pixels, **options)]
         except UserError as error:
@@ -200,7 +201,20 @@ def page(folder: str | Path, translator: Translator) -> Any:
                 step=0.1,
                 label="Guidance",
                 info="1: plain",
-                visible=config.estimator.condition_dropout > 0,
+                visible=translator.guidable,
+            )
+            of_bridges = partial(
+                gr.Slider, step=0.05, visible=config.estimator.name == "bridge"
+            )
+            temperature = of_bridges(
+                *(0, max(1, sampling.temperature), sampling.temperature),
+                label="Temperature",
+                info="of the noise; 1: all of it",
+            )
+            restart = of_bridges(
+                *(0, 0.95, sampling.restart),
+                label="Restart",
+                info="back to this time, and on again; 0: once",
             )
         # One after the other: what is drawn is of the image that was dropped last.
         one = {"concurrency_id": "one", "concurrency_limit": 1}
@@ -209,7 +223,8 @@ def page(folder: str | Path, translator: Translator) -> Any:
         # Gradio's own reading of a file that is no image ends in a traceback.
         looking |= {"preprocess": False}
         drawing: dict[str, Any] = {"fn": draw, "outputs": gallery, **one}
-        drawing["inputs"] = [pixels, direction, count, seed, steps, solver, guidance]
+        drawing["inputs"] = [pixels, direction, count, seed]
+        drawing["inputs"] += [steps, solver, guidance, temperature, restart]
         image.upload(**looking)
         image.clear(lambda: None, None, pixels)
         start.click(**drawing)
@@ -261,7 +276,7 @@ def _gradio() -> ModuleType:
         import gradio
     except ImportError as error:
         raise UserError(
-            f"the page needs Gradio ({error}); pip install 'eotjax[demo]'."
+            f"the page needs Gradio ({error}); launch/install.sh demo brings it."
         ) from error
     return gradio
 
@@ -326,8 +341,7 @@ def run() -> int:
     translator = export.load_named(arguments)
     blocks = page(arguments.export, translator)
     print("compiling, which takes some seconds", flush=True)
-    names = ("steps", "solver", "guidance")
-    sampling = {name: translator.config.sampling[name] for name in names}
+    sampling = {name: translator.config.sampling[name] for name in SAMPLING}
     translate(translator, np.zeros(translator.shape, np.uint8), **sampling)
     options = {name: getattr(arguments, name) for name in ("host", "port")}
     address = serve(blocks, max_upload_mb=arguments.max_upload_mb, **options)

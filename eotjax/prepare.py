@@ -31,7 +31,7 @@ from eotjax.data import batch
 from eotjax.data.domains import DataSet
 from eotjax.diffusion import noise
 from eotjax.diffusion.bridge import PairMoments
-from eotjax.evaluation import judge
+from eotjax.evaluation import classifier, judge
 from eotjax.networks import kernels, latents
 from eotjax.training import log as logging
 from eotjax.training import step
@@ -108,6 +108,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     if programs := caches.programs():
         print(f"compiled programs: kept in {programs}")
     checks.check_config(config, mesh.size)
+    if config.judge.classifier:  # one that is missing is told now, not at a picture
+        classifier.load(config.judge.classifier, config.judge.weights)
     run_folder.check(workdir, config)
     known = run_folder.plan(workdir)
     begun = known.begun or beginning.described(config.init)

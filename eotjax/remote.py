@@ -232,6 +232,10 @@ class _Copy:
         own = manifest is not None and manifest["owner"] == self._owner
         if manifest is not None:
             there = {name: there[name] for name in manifest["files"] if name in there}
+        if self._owner and not own:
+            uncopied = [name for name in here if self._stamp(name) != here[name]]
+            self._set_aside(uncopied)
+            here = _stamps(self.local)
         wanted = [
             name
             for name, version in there.items()
@@ -256,6 +260,19 @@ class _Copy:
         now = _stamps(self.local)
         self._known = {name: (now[name], there[name]) for name in there if name in now}
         self._note()
+
+    def _set_aside(self, names: list[str]) -> None:
+        """Keeps what was done here for a folder that another process then took over."""
+        place = self.local.with_name(f"{self.local.name}.uncopied")
+        for name in names:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            self._here(name).replace(place / name)
+        if names:
+            print(
+                f"{self.address}: {len(names)} files that were written here, and not "
+                f"copied there before another process took over, are now in {place}",
+                flush=True,
+            )
 
     def claim(self) -> None:
         """Makes the folder this process's own."""
@@ -355,7 +372,7 @@ def _file_system(address: str) -> tuple[Any, str]:
         extra = EXTRAS.get(scheme)
         raise UserError(
             f"cannot read {address} ({reason(error)})"
-            + (f"; pip install 'eotjax[{extra}]'." if extra else ".")
+            + (f"; launch/install.sh {extra} brings it." if extra else ".")
         ) from error
 
 

@@ -25,7 +25,7 @@ from eotjax.training import log as logging
 from eotjax.training import step
 from eotjax.training.checkpoint import Checkpoints
 from eotjax.training.interruption import Interruption
-from eotjax.training.trace import Trace
+from eotjax.training.trace import Trace, seconds_of
 
 
 class Viewer(NamedTuple):
@@ -177,6 +177,9 @@ def loop(
                 advance = parallel.compiled(lowered)
                 if not kernels.used():  # of which XLA would count nothing
                     log.flops = parallel.flops(lowered)
+                if config.profile:
+                    pairs = jax.jit(run.training.pairs)
+                    log.pairing = seconds_of(pairs, state.step, state.held, first)
             data = itertools.chain([first], data)
         state, values = advance(state, next(data))
         log.add(done, values)

@@ -11,9 +11,10 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
@@ -26,7 +27,7 @@ Made by `{COMMAND}` from
 [configs/default.py](../configs/default.py); change it there.
 
 Any key can be set on the command line, `--config.coupling.epsilon=0.01`, a tuple in
-quotes, `--config.data.image_size='(128, 128)'`. A file changes some of the defaults,
+quotes, `--config.model.attention='(8,)'`. A file changes some of the defaults,
 and words after a colon change it further, in turn:
 [configs and variants](#configs-and-variants). A row without a meaning goes with the one
 above it, or with the line above its table.
@@ -138,25 +139,37 @@ def changes(config, base) -> str:
     return ", ".join(f"`{key} = {value!r}`" for key, value in new)
 
 
-def variants(get_config: Callable) -> list[str]:
-    """The words that a config knows, from the error that an unknown one raises."""
+def shared_variants(default) -> dict[str, Callable | None]:
+    """The words that all configs know, from the error that an unknown one raises."""
     try:
-        get_config("?")
+        default.get_config("?")
     except ValueError as error:
-        return re.split(r",\s*", str(error).partition("there are ")[2])
+        words = re.split(r",\s*", str(error).partition("there are ")[2])
+        return {word: vars(default).get(word) for word in words}
     raise AssertionError("a config took an unknown variant")
 
 
-def variant_rows(module, words: list[str], default) -> list[tuple[str, ...]]:
+def own_variants(module, default) -> dict[str, Callable]:
+    """The words that a config has of its own, which may be others' too."""
+    real = default.apply_variants
+    with mock.patch.object(default, "apply_variants", wraps=real) as applied:
+        module.get_config()
+    return applied.call_args.args[2]
+
+
+def variant_rows(module, words: Mapping[str, Callable | None]) -> list[tuple[str, ...]]:
     """A row for each variant: what it is for, and what it changes."""
     base, rows = module.get_config(), []
-    for word in words:
-        function = vars(module).get(word) or vars(default).get(word)
+    for word, function in words.items():
         about = first_paragraph(inspect.getdoc(function)) if function else ""
-        if not about and word in default.ESTIMATORS:
-            about = "One of the estimators."
         changed = changes(module.get_config(word), base)
-        rows.append((f"`{word}`", about, changed or "nothing: the default"))
+        rows.append(
+            (
+                f"`{word}`",
+                about or "One of the estimators.",
+                changed or "nothing: the default",
+            )
+        )
     return rows
 
 
@@ -178,21 +191,20 @@ def page() -> str:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     default = importlib.import_module("configs.default")
-    shared = variants(default.get_config)
     parts.append(VARIANTS)
     header = ("variant", "what it is for", "what it sets")
-    parts.append(table(header, variant_rows(default, shared, default)))
+    parts.append(table(header, variant_rows(default, shared_variants(default))))
     for path in sorted((ROOT / "configs").glob("*.py")):
         if path.stem in ("default", "__init__"):
             continue
         module = importlib.import_module(f"configs.{path.stem}")
-        own = [w for w in variants(module.get_config) if w in vars(module)]
+        own = own_variants(module, default)
         parts.append(f"\n### [{path.name}](../configs/{path.name})\n\n")
         parts.append(f"{first_paragraph(module.__doc__)}\n\n")
         changed = changes(module.get_config(), default.get_config())
         parts.append(f"It sets {changed}.\n")
         if own:
-            parts += ["\n", table(header, variant_rows(module, own, default))]
+            parts += ["\n", table(header, variant_rows(module, own))]
     return "".join(parts)
 
 

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-launch/install.sh
+launch/install.sh cpu
 export PYTHONPATH=. # for configs/
 python=.venv/bin/python
 run=workdir/digits

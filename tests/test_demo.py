@@ -162,6 +162,18 @@ def test_direction_and_guidance_are_shown_where_trained(trained, smoke):
     assert found["Steps"]["value"] == found["Steps"]["maximum"] == 500
 
 
+def test_what_only_a_bridge_has_is_shown_for_it(trained, smoke):
+    names = ("Guidance", "Temperature", "Restart")
+    for config, shown in (
+        (smoke(), (False, False, False)),
+        (smoke(estimator__name="bridge"), (False, True, True)),
+        (smoke(estimator__name="bridge", estimator__direction="both"), (True,) * 3),
+    ):
+        translator = eotjax.Translator(config, (16, 16, 3), {}, lambda *_: None)
+        found = components(demo.page(trained / "export", translator))
+        assert tuple(found[name]["visible"] for name in names) == shown
+
+
 def test_vectors_are_refused(vectors, tmp_path):
     translator = eotjax.Translator(vectors(), (3,), {}, lambda *_: None)
     with pytest.raises(UserError, match="vectors, not images"):
@@ -171,7 +183,7 @@ def test_vectors_are_refused(vectors, tmp_path):
 def test_without_gradio_the_command_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr("sys.argv", ["demo", f"--export={tmp_path}"])
-    with pytest.raises(UserError, match=r"pip install 'eotjax\[demo\]'"):
+    with pytest.raises(UserError, match=r"launch/install.sh demo brings it"):
         demo.run()
 
 

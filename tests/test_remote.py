@@ -166,8 +166,12 @@ def test_whoever_begins_last_owns_the_folder(there, machine, monkeypatch, capsys
             while not told:
                 time.sleep(0.01)
     assert told == [(os.getpid(), signal.SIGTERM)]
-    machine("third")
-    assert contents(remote.fetched(URL)) == {"a": "second's"}
+    for name in ("third", "first"):
+        machine(name)
+        assert contents(remote.fetched(URL)) == {"a": "second's"}
+    assert "1 files that were written here, and not copied" in capsys.readouterr().out
+    uncopied = remote.local(URL).with_name("folder.uncopied")
+    assert contents(uncopied) == {"a": "first's"}
 
 
 def test_what_is_written_is_copied_now_and_then(there, monkeypatch):

@@ -1,6 +1,7 @@
 """A run leaves what it promises, goes on where it was, and says why it stops."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -361,7 +362,9 @@ def test_a_profile_is_of_the_steps_after_the_first_ten(
     with pytest.raises(UserError, match="profile is 3; give as many as there are of"):
         train.train(vectors(steps=12, profile=3), tmp_path)
     assert train.train(vectors(steps=14, profile=3), tmp_path)
-    assert f"traced steps 11 to 13: {tmp_path / 'trace'}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"traced steps 11 to 13: {tmp_path / 'trace'}" in told
+    assert re.search(r"^drawing and pairing: \d+\.\d% of a step$", told, re.MULTILINE)
     for name in ("*.xplane.pb", "perfetto_trace.json.gz"):
         (found,) = (tmp_path / "trace").rglob(name)
         assert found.stat().st_size > 1_000

@@ -49,6 +49,12 @@ class Translator:
         return tuple(wiring.estimator(self.config, self.shape).solvers)
 
     @property
+    def guidable(self) -> bool:
+        """Whether its guidance may be other than 1."""
+        c = self.config.estimator
+        return c.direction == "both" if c.name == "bridge" else c.condition_dropout > 0
+
+    @property
     def multiple(self) -> int:
         """Images of any size have heights and widths that are multiples of this."""
         c = self.config

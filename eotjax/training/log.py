@@ -147,6 +147,7 @@ class Log:
         peak_flops: a second, of all devices; None where unknown.
         """
         self.flops = 0.0  # of a step, over all devices; 0 while unknown
+        self.pairing = 0.0  # seconds of a step's drawing and pairing; 0 if not to tell
         self._peak_flops = peak_flops
         self._writer, self._every, self._total_steps = writer, every, total_steps
         self._batch_size, self._learning_rate = batch_size, learning_rate
@@ -217,6 +218,9 @@ class Log:
             f"{duration((self._total_steps - done) / rate)} left",
             flush=True,
         )
+        if self.pairing:
+            print(f"drawing and pairing: {self.pairing * rate:.1%} of a step")
+            self.pairing = 0.0
         learning_rate = float(self._learning_rate(done - 1))
         extra = {"learning_rate": learning_rate, "images_per_second": images_per_second}
         self._writer.scalars(done, {**values, **extra, **speed})
