@@ -13,6 +13,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{uuid4().hex}.tmp")
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else it may come after its name, or never
         os.replace(temporary, path)
     except OSError as error:  # a write that failed does not say of which file
         if error.errno and not error.filename:

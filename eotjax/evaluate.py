@@ -27,29 +27,25 @@ def run() -> int:
     )
     parser.add_argument("--lpips", help="weights file for LPIPS (needs the extra fid)")
     parser.add_argument(
-        "--classifier", help="efficientnet-lite0 or a model of timm: measures by it"
+        "--classifier",
+        help="efficientnet-lite0 or a model of timm: measures by it; '': by none",
     )
-    parser.add_argument("--classifier_weights", default="", help="its file of weights")
+    parser.add_argument("--classifier_weights", help="its file of weights")
     parser.add_argument(
-        "--wanted", type=int, default=-1, help="class that translations should have"
+        "--wanted", type=int, help="class that translations should have; -1: none"
     )
     arguments = parser.parse_args()
     for path in (arguments.inception, arguments.lpips):
         if path and not Path(path).is_file():
             raise UserError(f"there is no file {path}; give the path of weights.")
     translator = export.load_named(arguments)
-    weights = dataclasses.replace(
-        Weights.of(translator.config),
-        inception=arguments.inception,
-        lpips=arguments.lpips,
-    )
-    if arguments.classifier:
-        weights = dataclasses.replace(
-            weights,
-            classifier=arguments.classifier,
-            classifier_weights=arguments.classifier_weights,
-            wanted=arguments.wanted,
-        )
+    names = ("inception", "lpips", "classifier", "classifier_weights", "wanted")
+    asked = {name: getattr(arguments, name) for name in names}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if "classifier" in given:  # another one has other weights
+        given.setdefault("classifier_weights", "")
+    weights = dataclasses.replace(Weights.of(translator.config), **given)
+    weights.check(translator.shape)
     if arguments.data_path:
         translator.config.data.path = arguments.data_path
     description = export.describe(arguments.export)

@@ -50,7 +50,10 @@ def make(
       UserError: an image is broken.
     """
     paths = {name: images.find(data / name) for name in names}
-    listed = [(name, *map(str, found)) for name, found in paths.items()]
+    listed = [
+        (name, *((str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in found))
+        for name, found in paths.items()
+    ]
     said = repr((identity, size, fit, listed))
     digest = hashlib.sha256(said.encode()).hexdigest()[:16]
     partly = output.with_name(f"{output.name}.partly")

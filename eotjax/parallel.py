@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from eotjax.errors import UserError
+from eotjax.errors import UserError, reason
 
 # FLOP/s in bfloat16 (of a T4 in float16), dense; the first name that is in the kind's.
 PEAK = {
@@ -43,6 +43,9 @@ def start_processes() -> None:
     Cloud TPU pods, SLURM and Open MPI are recognised by JAX; elsewhere set
     JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID.
+
+    Raises:
+      UserError: they are not found.
     """
 
     def number(name: str) -> int | None:
@@ -51,11 +54,19 @@ def start_processes() -> None:
     # On CPUs two programs under way at once may each wait for the other's collective
     # (jax-ml/jax issue 25861 has such hangs in one process).
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    jax.distributed.initialize(
-        num_processes=number("JAX_NUM_PROCESSES"),
-        process_id=number("JAX_PROCESS_ID"),
-        heartbeat_timeout_seconds=LATEST,
-    )
+    try:
+        jax.distributed.initialize(
+            num_processes=number("JAX_NUM_PROCESSES"),
+            process_id=number("JAX_PROCESS_ID"),
+            heartbeat_timeout_seconds=LATEST,
+        )
+    except (ValueError, TypeError, IndexError, RuntimeError) as error:
+        raise UserError(
+            f"cannot join the processes of --distributed ({reason(error)}); JAX finds "
+            "them on Cloud TPU, SLURM and Open MPI, elsewhere set "
+            "JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and "
+            "JAX_PROCESS_ID."
+        ) from error
     # JAX aborts where the first process dies; the sentence that it says would drown.
     faulthandler.disable()
 

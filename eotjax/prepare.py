@@ -31,7 +31,7 @@ from eotjax.data import batch
 from eotjax.data.domains import DataSet
 from eotjax.diffusion import noise
 from eotjax.diffusion.bridge import PairMoments
-from eotjax.evaluation import classifier, judge
+from eotjax.evaluation import judge
 from eotjax.networks import kernels, latents
 from eotjax.training import log as logging
 from eotjax.training import step
@@ -108,8 +108,6 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     if programs := caches.programs():
         print(f"compiled programs: kept in {programs}")
     checks.check_config(config, mesh.size)
-    if config.judge.classifier:  # one that is missing is told now, not at a picture
-        classifier.load(config.judge.classifier, config.judge.weights)
     run_folder.check(workdir, config)
     known = run_folder.plan(workdir)
     begun = known.begun or beginning.described(config.init)
@@ -123,6 +121,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         config, approve=partial(run_folder.check_data, workdir, config, known)
     )
     shape = dataset.sample_shape(config, splits)
+    judge.Weights.of(config).check(shape)  # what is missing is told before it is needed
     trained = splits
     if space is not None:
         trained, space = encoding.encoded(config, splits, space)
@@ -280,6 +279,9 @@ def measure_moments(
     draw = planning.pair(config, embed, planning.solver(config), lengths, mesh)
     first = list(itertools.islice(batches, planning.MOMENT_STEPS))
     found = planning.pair_moments(draw, held, first)
+    if config.estimator.direction == "both":  # every second pair is turned round
+        mean = (found.source + found.target) / 2
+        found = found._replace(source=mean, target=mean)
     print(
         f"pairs: variances {found.source:.3g} and {found.target:.3g}, covariance "
         f"{found.cross:.3g}"

@@ -305,8 +305,12 @@ class _Copy:
             return
         self._known = {name: x for name, x in pushed.items() if name in now}
         self._write_manifest()
-        if gone:
-            self._fs.rm([self._there(name) for name in gone])
+        # What another process has listed of a folder in this one is not so any more.
+        above = {str(x) for name in (*new, *gone) for x in PurePosixPath(name).parents}
+        lists = [f"{folder}/{MANIFEST}" for folder in above - {"."}]
+        lost = [*gone, *filter(lambda name: self._fs.exists(self._there(name)), lists)]
+        if lost:
+            self._fs.rm([self._there(name) for name in lost])
         self._note()
 
     def _stamp(self, name: str) -> Stamp | None:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from eotjax import errors, parallel, prepare, remote
 from eotjax.artefact import export
-from eotjax.build import learning, run_folder, wiring
+from eotjax.build import learning, planning, run_folder, wiring
 from eotjax.data import images
 from eotjax.data.domains import DataSet
 from eotjax.evaluation import card, evaluate, judge
@@ -160,15 +160,20 @@ def loop(
     data, advance, stop = run.batches(start), None, False
     rounds = learning.rounds(config, start - 1)
     trace = Trace(run.workdir / "trace", start=start, steps=config.profile)
+    due = start and start % config.sample_every == 0 and start < config.steps
+    if due and start not in viewer.scored:  # a signal came when it was due
+        viewer.show(state)
     for done in range(start + 1, config.steps + 1):
         earlier, rounds = rounds, learning.rounds(config, done - 1)
         if rounds > earlier:
             state = state._replace(maker=jax.tree.map(jnp.copy, state.ema_params))
         if rounds > earlier or (rounds and advance is None):
             assert run.on_device is not None  # checked with the data
+            data = iter(())  # those made before give way
             with log.aside():
                 made = make_pairs(state.maker, run.on_device, rounds)
             data = itertools.repeat(run.on_device | made)
+            del made
         if advance is None or rounds > earlier == 0:
             print("compiling the step", flush=True)
             first = next(data)
@@ -177,10 +182,11 @@ def loop(
                 advance = parallel.compiled(lowered)
                 if not kernels.used():  # of which XLA would count nothing
                     log.flops = parallel.flops(lowered)
-                if config.profile:
+                if config.profile and planning.steps_of_plan(config) == 1:
                     pairs = jax.jit(run.training.pairs)
                     log.pairing = seconds_of(pairs, state.step, state.held, first)
             data = itertools.chain([first], data)
+            del first
         state, values = advance(state, next(data))
         log.add(done, values)
         trace.after(done, values)
@@ -197,6 +203,7 @@ def loop(
         if stop:
             break
     log.flush()
+    trace.close()
     return state, not stop
 
 

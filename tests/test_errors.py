@@ -15,9 +15,10 @@ from eotjax import command as commands
 ROOT = Path(__file__).parents[1]
 
 
-def command(*arguments, module="main", devices=1):
+def command(*arguments, module="main", devices=1, **variables):
     environment = {
         **os.environ,
+        **variables,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
@@ -53,6 +54,16 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path):
     )
     assert "--config.data.chanels" in said
     assert "channels" in said
+
+
+@pytest.mark.parametrize("address", [None, "here", "here:many"])
+def test_processes_that_are_not_found_are_told_in_a_sentence(tmp_path, address):
+    told = {} if address is None else {"JAX_COORDINATOR_ADDRESS": address}
+    said = command(
+        *("--config=configs/digits.py:smoke", f"--workdir={tmp_path}", "--distributed"),
+        **told,
+    )
+    assert "cannot join the processes of --distributed" in said
 
 
 def test_an_unknown_variant_is_answered_with_the_known(tmp_path):

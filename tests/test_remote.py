@@ -119,6 +119,20 @@ def test_a_folder_here_is_kept_alike_there(there, machine):
     assert contents(remote.fetched(URL))["deep/a"] == "changed"
 
 
+def test_a_folder_within_one_is_as_it_was_copied_last(there, machine):
+    with remote.mirrored(URL) as run:
+        (run / "export").mkdir()
+        (run / "export/a").write_text("a")
+        machine("second")
+        with remote.mirrored(f"{URL}/export") as export:
+            (export / "measured").write_text("of a")
+        machine("first")
+        (run / "export/a").unlink()
+        (run / "export/b").write_text("b")
+    machine("third")
+    assert "b" in contents(remote.fetched(f"{URL}/export"))
+
+
 def test_a_copy_that_was_cut_off_is_not_there(there, machine, monkeypatch, capsys):
     with remote.mirrored(URL) as folder:
         (folder / "a").write_text("a")
@@ -190,7 +204,7 @@ def test_mistakes_are_told_in_a_sentence(there, monkeypatch):
     with pytest.raises(UserError, match="cannot read what://x"):
         remote.fetched("what://x")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"cannot read gs://a/b .*'eotjax\[gcs\]'\.$"):
+    with pytest.raises(UserError, match=r"cannot read gs://a/b .*gcs brings it\.$"):
         remote.fetched("gs://a/b")
     there.pipe("/bucket/folder/x/../../out", b"")
     with pytest.raises(UserError, match="a name that leads out of it"):

@@ -108,8 +108,10 @@ def test_a_signal_in_the_last_step_is_heard(smoke, tmp_path, interrupt):
 
 def test_two_runs_never_share_a_folder(smoke, tmp_path):
     refused = pytest.raises(UserError, match=r"another process is training in .*run")
-    with run_folder.alone(tmp_path / "run"), refused:
-        train.train(smoke(), tmp_path / "run")
+    with run_folder.alone(tmp_path / "run"):
+        for _ in range(2):  # refusing one does not let the next one in
+            with refused:
+                train.train(smoke(), tmp_path / "run")
     assert not (tmp_path / "run").exists()  # nothing was written to it
     with run_folder.alone(tmp_path / "run"):
         pass

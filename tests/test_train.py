@@ -320,9 +320,10 @@ def test_changed_images_are_refused_before_any_is_decoded(
 
 
 def test_a_damaged_config_of_a_run_is_named(smoke, tmp_path):
-    (tmp_path / "config.json").write_text('{"seed": ')
-    with pytest.raises(UserError, match=r"config\.json is damaged"):
-        train.train(smoke(), tmp_path)
+    for content in (b'{"seed": ', b"[1]", b"\xff"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(UserError, match=r"config\.json is damaged"):
+            train.train(smoke(), tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(vectors, tmp_path):

@@ -28,6 +28,7 @@ from eotjax.training import checkpoint
 
 FORMAT = 6
 SPACE = "autoencoder.npz"
+MEASURED = ("evaluation.json", "README.md", "translations*.png", "ranked*.png")
 CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
 
 
@@ -58,8 +59,10 @@ def save(
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
-    # Until it is written anew the artefact is none.
-    (path / "config.json").unlink(missing_ok=True)
+    # Until it is written anew the artefact is none; what was measured is of another.
+    for pattern in ("config.json", *MEASURED):
+        for stale in path.glob(pattern):
+            stale.unlink(missing_ok=True)
     network = params.network if isinstance(params, latents.Model) else params
     checkpoint.save_tree(path / "params", network)
     if not parallel.is_leader():

@@ -103,8 +103,8 @@ class Translator:
           num_samples > 1.
 
         Raises:
-          UserError: `source` has another shape, dtype or range, or the direction was
-            not trained.
+          UserError: `source` has another shape, dtype or range, the direction was not
+            trained, or `seed` or `num_samples` is out of range.
         """
         if direction not in self.directions:
             raise UserError(
@@ -112,6 +112,10 @@ class Translator:
                 f"{' and '.join(self.directions)} only; train with "
                 "estimator.direction = 'both' for forward and backward."
             )
+        require(
+            num_samples >= 1, f"num_samples is {num_samples}; it must be at least 1."
+        )
+        require(0 <= seed < 2**32, f"seed is {seed}; it must be in 0 to 4294967295.")
         source = np.asarray(source)
         x = self._checked(source, any_size)
         x = np.concatenate([x] * num_samples)
@@ -186,7 +190,13 @@ def with_sampling(config: ConfigDict, shape: Shape, sampling: Mapping) -> Config
             raise UserError(
                 f"sampling has no {name!r}; it has {', '.join(config.sampling)}."
             )
-        config.sampling[name] = value
+        try:
+            config.sampling[name] = value
+        except TypeError as error:  # of ml_collections
+            kind = type(config.sampling[name]).__name__
+            raise UserError(
+                f"sampling.{name} is {value!r}; it must be of type {kind}."
+            ) from error
     for name in ("steps", "batch_size"):
         count = config.sampling[name]
         require(count > 0, f"sampling.{name} is {count}; it must be at least 1.")

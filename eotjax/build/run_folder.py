@@ -57,20 +57,21 @@ def alone(folder: Path) -> Iterator[None]:
             "choose another --workdir."
         ) from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {folder}; wait for it, or choose "
-                "another --workdir."
-            ) from None
-        except OSError:
-            pass  # not every file system has locks
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(
+            f"another process is training in {folder}; wait for it, or choose another "
+            "--workdir."
+        ) from None
+    except OSError:
+        pass  # not every file system has locks
+    try:
         yield
     finally:
-        os.close(lock)
         with contextlib.suppress(OSError):
             folder.rmdir()  # where it is empty
+        os.close(lock)
 
 
 def check(folder: Path, config: ConfigDict) -> None:
@@ -87,12 +88,14 @@ def check(folder: Path, config: ConfigDict) -> None:
     if not path.exists():
         return
     try:
-        was = dict(leaves(json.loads(path.read_text())))
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("it holds no keys")
+    except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}); choose a new --workdir."
         ) from error
-    now = dict(leaves(json.loads(config.to_json())))
+    was, now = (dict(leaves(x)) for x in (found, json.loads(config.to_json())))
     differing = [
         f"{key} was {was.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(was.keys() | now.keys())

@@ -88,6 +88,8 @@ def _timm(name: str, weights: str | Path) -> Classify:
 
     if not weights:
         raise UserError(f"the classifier {name} needs the file of its weights.")
+    if ":" in name:
+        raise UserError(f"the classifier {name} is a network address; give a name.")
     model: Any = timm.create_model(name, checkpoint_path=str(weights)).eval()
     data = timm.data.resolve_model_data_config(model)
     mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))

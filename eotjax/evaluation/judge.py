@@ -10,8 +10,10 @@ from ml_collections import ConfigDict
 
 from eotjax.artefact.translator import Translator
 from eotjax.build import dataset
+from eotjax.build.checks import Shape
 from eotjax.data import domains, images, sources
 from eotjax.data.domains import DataSet
+from eotjax.errors import require
 from eotjax.evaluation import classifier as classifiers
 from eotjax.evaluation import fidelity, measures
 from eotjax.evaluation.classifier import Classify, Seen
@@ -45,7 +47,8 @@ def classifier(kind: str, splits: DataSet, direction: str) -> measures.Classifie
         known = ~sources.is_test_digit(labels)
         wanted = 3 if direction == "forward" else 2
         return measures.Classifier(pixels[known], labels[known], wanted)
-    source, target = (domains.sample(x, 5_000) for x in splits[:2])
+    size = splits.test_source.shape[1:3]
+    source, target = (images.centre(domains.sample(x, 5_000), size) for x in splits[:2])
     labels = np.repeat([0, 1], [len(source), len(target)])
     return measures.Classifier(np.concatenate([source, target]), labels, wanted=1)
 
@@ -75,6 +78,16 @@ class Weights:
         return Weights(
             classifier=c.classifier, classifier_weights=c.weights, wanted=c.wanted
         )
+
+    def check(self, shape: Shape) -> None:
+        """Raises UserError where images of `shape` cannot be measured by these."""
+        require(
+            len(shape) == 3 or not (self.inception or self.lpips or self.classifier),
+            "these are vectors, which no classifier sees: leave inception, lpips and "
+            "classifier out.",
+        )
+        if self.classifier:
+            classifiers.load(self.classifier, self.classifier_weights)
 
     @property
     def score(self) -> str:

@@ -68,6 +68,7 @@ class _Arrays(pickle.Unpickler):
     def __init__(self, file, archive: zipfile.ZipFile, folder: str):
         super().__init__(file)
         self._archive, self._folder = archive, folder
+        self._storages: dict[str, np.ndarray] = {}
 
     def find_class(self, module: str, name: str):
         if (module, name) == ("collections", "OrderedDict"):
@@ -80,10 +81,13 @@ class _Arrays(pickle.Unpickler):
 
     def persistent_load(self, pid) -> np.ndarray:
         _, dtype, key, _, count = pid
-        values = np.frombuffer(self._archive.read(f"{self._folder}data/{key}"), dtype)
-        if len(values) != count:
-            raise ValueError(f"its storage {key} has {len(values)} values, not {count}")
-        return values
+        if key not in self._storages:
+            name = f"{self._folder}data/{key}"
+            info = self._archive.getinfo(name)
+            if not info.file_size == info.compress_size == count * dtype.itemsize:
+                raise ValueError(f"its storage {key} is not {count} values as they are")
+            self._storages[key] = np.frombuffer(self._archive.read(name), dtype)
+        return self._storages[key]
 
 
 def _array(storage: np.ndarray, offset: int, shape, strides, *_) -> np.ndarray:

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from eotjax import atomic, parallel
-from eotjax.errors import UserError, reason
+from eotjax.errors import UserError, reason, require
 
 SUMS = "SHA256SUMS"
 
@@ -192,7 +192,8 @@ def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
     """Reads nested dicts of arrays that `save_tree` wrote, onto the default device.
 
     Raises:
-      UserError: there is none, or its arrays are not those of `abstract`.
+      UserError: there is none, its arrays are not those of `abstract`, or they do not
+        fit into memory.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -204,6 +205,13 @@ def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
         "the folder must be one that eotjax wrote, whole, with its own config.json."
     )
     path = Path(path).absolute()
+    need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(abstract))
+    have = parallel.memory(jax.local_devices()[0])
+    require(
+        need <= have,
+        f"the parameters in {path} take {need / 2**30:.1f} GiB, and a device has "
+        f"{have / 2**30:.1f}.",
+    )
     with _told(f"restore the parameters in {path}", remedy):
         # Checked first: where one read fails, orbax abandons the others noisily.
         _check_files(path)

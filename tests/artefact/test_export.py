@@ -237,11 +237,29 @@ def test_sampling_can_be_changed_when_loading(translator, trained):
         ({"solver": "euler"}, r"sampling\.solver is 'euler'.*ancestral, ddim, heun"),
         ({"steps": 0}, "steps"),
         ({"batch_size": 0}, "batch_size"),
+        ({"steps": "15"}, r"sampling\.steps is '15'; it must be of type int"),
+        ({"steps": 8.5}, r"sampling\.steps is 8\.5; it must be of type int"),
     ],
 )
 def test_a_wrong_sampling_option_is_refused(trained, changes, told):
     with pytest.raises(UserError, match=told):
         eotjax.load(trained / "export", **changes)
+
+
+def test_a_wrong_seed_or_number_of_samples_is_refused(translator):
+    for changes in ({"seed": -1}, {"seed": 2**32}, {"num_samples": 0}):
+        (name,) = changes
+        with pytest.raises(UserError, match=f"^{name} is {changes[name]}; it must"):
+            translator(SOURCE[:1], **changes)
+
+
+def test_what_was_measured_of_another_step_does_not_stay(translator, tmp_path):
+    names = ("evaluation.json", "README.md", "translations_backward.png")
+    for name in names:
+        (tmp_path / name).write_text("of another")
+    config, params = translator.config, translator._params
+    export.save(tmp_path, config=config, shape=(16, 16, 3), step=1, params=params)
+    assert not any((tmp_path / name).exists() for name in names)
 
 
 def damage(artefact, kind):

@@ -1,6 +1,7 @@
 """Metrics give the known answers on data whose answers are known."""
 
 import colorsys
+import dataclasses
 import json
 import shutil
 
@@ -131,6 +132,14 @@ def test_the_classifier_of_other_data_tells_target_from_source(digits):
     classify = judge.classifier("folder", splits, "forward")
     assert classify(np.float32(splits.test_target / 127.5 - 1)) > 0.95
     assert classify(np.float32(splits.test_source / 127.5 - 1)) < 0.05
+
+
+def test_the_classifier_looks_at_training_images_without_their_margin(digits):
+    _, splits = digits
+    pads = ((0, 0), (3, 3), (3, 3), (0, 0))
+    train = (np.pad(x, pads, constant_values=7) for x in splits[:2])
+    classify = judge.classifier("folder", type(splits)(*train, *splits[2:]), "forward")
+    assert classify(np.float32(splits.test_target / 127.5 - 1)) > 0.95
 
 
 def test_the_baselines_of_a_run_have_their_known_values(trained):
@@ -297,6 +306,40 @@ def test_weights_add_the_measures_that_need_them(trained, digits, monkeypatch):
     np.testing.assert_array_equal(wanted, splits.test_target)
     np.testing.assert_array_equal(source, again)
     assert (inception, file) == ("i.pth", "l.pth")
+
+
+def test_the_command_changes_what_it_is_given_and_nothing_else(
+    trained, tmp_path, monkeypatch
+):
+    given = []
+
+    def report(translator, splits, folder, *, directions, weights):
+        given.append(weights)
+
+    def asked(*options):
+        where = [f"--export={trained / 'export'}", f"--output={tmp_path}"]
+        monkeypatch.setattr("sys.argv", ["evaluate", *where, *options])
+        command.run()
+        return given.pop()
+
+    monkeypatch.setattr(command.evaluate, "report", report)
+    of_run = judge.Weights(classifier="a", classifier_weights="a.pth", wanted=340)
+    monkeypatch.setattr(command.Weights, "of", lambda config: of_run)
+    monkeypatch.setattr(judge.classifiers, "load", lambda *names: names)
+    assert asked() == of_run
+    assert asked("--classifier_weights=b.pth").classifier_weights == "b.pth"
+    assert asked("--wanted=1") == dataclasses.replace(of_run, wanted=1)
+    none = dataclasses.replace(of_run, classifier="", classifier_weights="")
+    assert asked("--classifier=") == none
+    assert asked("--classifier=b") == dataclasses.replace(none, classifier="b")
+
+
+def test_vectors_are_measured_by_no_classifier(vectors, tmp_path):
+    from eotjax import train
+
+    with pytest.raises(eotjax.UserError, match="vectors, which no classifier sees"):
+        train.train(vectors(judge__classifier="efficientnet-lite0"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_file_of_weights_is_told_before_anything_is_loaded(

@@ -103,6 +103,19 @@ def test_other_things_in_a_state_dict_are_refused(tmp_path):
         weights.read(tmp_path / "a.pth")
 
 
+def test_a_storage_that_is_packed_is_not_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(100_000)}, tmp_path / "a.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as stored,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    assert (tmp_path / "b.pth").stat().st_size < 10_000
+    with pytest.raises(UserError, match="is not 100000 values as they are"):
+        weights.read(tmp_path / "b.pth")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match=r"there is no file of weights .*a\.pth"):
         weights.read(tmp_path / "a.pth")
