@@ -108,6 +108,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     if programs := caches.programs():
         print(f"compiled programs: kept in {programs}")
     checks.check_config(config, mesh.size)
+    wiring.check_names(config)
     run_folder.check(workdir, config)
     known = run_folder.plan(workdir)
     begun = known.begun or beginning.described(config.init)

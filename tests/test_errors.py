@@ -151,6 +151,20 @@ def test_a_value_that_does_not_fit_is_refused(tmp_path, key, value, expected):
     assert expected in refusal(config, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("estimator.name", "estimator.prediction", "schedule.name", "model.dtype"),
+        *("sampling.solver", "coupling.cost", "coupling.method"),
+    ],
+)
+def test_an_unknown_name_is_told_before_the_data_are_looked_for(tmp_path, key):
+    config = folder.get_config("smoke")
+    config.data.path = str(tmp_path / "none")
+    config.update_from_flattened_dict({key: "no_such"})
+    assert f"{key} is 'no_such'; it must be one of" in refusal(config, tmp_path / "run")
+
+
 def test_a_missing_and_an_empty_folder_are_named(tmp_path):
     config = folder.get_config("smoke")
     assert "data.path" in refusal(config, tmp_path / "run")

@@ -86,6 +86,8 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     )
     methods = dict.fromkeys(("entropic", "whole", "independent"))
     choose(methods, c.coupling.method, "coupling.method")
+    costs = dict.fromkeys(("pixels", "pooled", "pca", "features"))
+    choose(costs, c.coupling.cost, "coupling.cost")
     choose(dict.fromkeys(("", "mean", "std")), c.coupling.relative, "coupling.relative")
     for name in ("tau_source", "tau_target"):
         tau = c.coupling[name]

@@ -131,6 +131,14 @@ def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
     return make()
 
 
+def check_names(config: ConfigDict) -> None:
+    """Raises UserError where the config chooses by a name that there is not."""
+    compute_dtype(config)
+    make_schedule(config)
+    solvers = estimator(config, (1,)).solvers
+    choose(solvers, config.sampling.solver, "sampling.solver")
+
+
 def inputs(config: ConfigDict, shape: Shape) -> tuple[Array, Array, Array]:
     """Network inputs of the right shapes, for images or vectors of `shape`."""
     estimate, shape = estimator(config, shape), inner_shape(config, shape)
