@@ -189,11 +189,21 @@ def smoke(c: ConfigDict) -> None:
     c.model.width, c.model.blocks, c.model.head_channels = 8, 1, 8
     c.model.dtype, c.model.remat = "float32", False
     c.optimizer.warmup_steps = 1
+    c.optimizer.muon = 0.0  # takes long to compile
     c.sampling.steps, c.sampling.batch_size, c.sampling.grid = 2, 8, 4
     c.checkpoint.every = 2
     c.known.count = c.known.test_sources = 64
     c.coupling.copies = 1
     c.tensorboard = False
+
+
+VARIANTS = {
+    **{name: estimator(name) for name in ESTIMATORS},
+    "independent": independent,
+    "both": both,
+    "whole": whole,
+    "smoke": smoke,
+}
 
 
 def apply_variants(
@@ -204,9 +214,7 @@ def apply_variants(
     Raises:
       ValueError: a word is unknown; the message lists the known ones.
     """
-    known = {name: estimator(name) for name in ESTIMATORS}
-    known |= {"independent": independent, "both": both, "whole": whole}
-    known |= {"smoke": smoke, **own}
+    known = {**VARIANTS, **own}
     for word in filter(None, variants.split(",")):
         if word not in known:
             raise ValueError(f"no variant {word!r}; there are {', '.join(known)}")

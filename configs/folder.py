@@ -17,9 +17,7 @@ def get_config(variants: str = ""):
     c.data.kind = "folder"
     c.data.flip = True
     c.data.crop_margin = 6
-    own = {"photos": horse2zebra.photographs, "bridge": bridge}
-    own |= {"small": small, "mnist": mnist}
-    return default.apply_variants(c, variants, own)
+    return default.apply_variants(c, variants, VARIANTS)
 
 
 def bridge(c) -> None:
@@ -55,3 +53,11 @@ def mnist(c) -> None:
     c.data.flip = False
     c.data.crop_margin = 0
     c.model.multipliers = (1, 2, 3)
+
+
+VARIANTS = {
+    "photos": horse2zebra.photographs,
+    "bridge": bridge,
+    "small": small,
+    "mnist": mnist,
+}

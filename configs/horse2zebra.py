@@ -31,9 +31,7 @@ def get_config(variants: str = ""):
     c.data.kind = "tfds"
     c.data.name = "cycle_gan/horse2zebra"
     c.judge.wanted = 340  # ImageNet's zebra
-    own = {name: conditional(name) for name in ("cde", "cdiffe", "cmde")}
-    own |= {"pixels": pixels, "large": large, "narrow": narrow}
-    return default.apply_variants(c, variants, own)
+    return default.apply_variants(c, variants, VARIANTS)
 
 
 def photographs(c) -> None:
@@ -143,3 +141,11 @@ def narrow(c) -> None:
     c.model.multipliers = (1, 2)
     c.model.attention = ()
     c.sampling.steps, c.sampling.batch_size, c.sampling.grid = 4, 8, 8
+
+
+VARIANTS = {
+    **{name: conditional(name) for name in ("cde", "cdiffe", "cmde")},
+    "pixels": pixels,
+    "large": large,
+    "narrow": narrow,
+}

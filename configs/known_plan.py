@@ -34,7 +34,7 @@ def get_config(variants: str = ""):
 
     c.sampling.batch_size = 8_192
     c.checkpoint.every = 6_000
-    return default.apply_variants(c, variants, {"bridge": bridge})
+    return default.apply_variants(c, variants, VARIANTS)
 
 
 def bridge(c) -> None:
@@ -42,3 +42,6 @@ def bridge(c) -> None:
     default.estimator("bridge")(c)
     c.sampling.solver = "heun"
     c.sampling.steps = 25
+
+
+VARIANTS = {"bridge": bridge}

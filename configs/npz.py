@@ -10,7 +10,7 @@ from configs import default
 def get_config(variants: str = ""):
     c = default.get_config()
     c.data.kind = "npz"
-    return default.apply_variants(c, variants, {"vectors": vectors})
+    return default.apply_variants(c, variants, VARIANTS)
 
 
 def vectors(c) -> None:
@@ -20,3 +20,6 @@ def vectors(c) -> None:
     c.model.blocks = 3
     c.optimizer.learning_rate = 1e-3
     c.sampling.batch_size = 1024
+
+
+VARIANTS = {"vectors": vectors}

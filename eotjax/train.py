@@ -171,9 +171,9 @@ def loop(
             assert run.on_device is not None  # checked with the data
             data = iter(())  # those made before give way
             with log.aside():
-                made = make_pairs(state.maker, run.on_device, rounds)
-            data = itertools.repeat(run.on_device | made)
-            del made
+                data = itertools.repeat(
+                    run.on_device | make_pairs(state.maker, run.on_device, rounds)
+                )
         if advance is None or rounds > earlier == 0:
             print("compiling the step", flush=True)
             first = next(data)

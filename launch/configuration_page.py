@@ -8,13 +8,11 @@ import ast
 import importlib
 import inspect
 import io
-import re
 import sys
 import tokenize
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
-from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
@@ -139,29 +137,11 @@ def changes(config, base) -> str:
     return ", ".join(f"`{key} = {value!r}`" for key, value in new)
 
 
-def shared_variants(default) -> dict[str, Callable | None]:
-    """The words that all configs know, from the error that an unknown one raises."""
-    try:
-        default.get_config("?")
-    except ValueError as error:
-        words = re.split(r",\s*", str(error).partition("there are ")[2])
-        return {word: vars(default).get(word) for word in words}
-    raise AssertionError("a config took an unknown variant")
-
-
-def own_variants(module, default) -> dict[str, Callable]:
-    """The words that a config has of its own, which may be others' too."""
-    real = default.apply_variants
-    with mock.patch.object(default, "apply_variants", wraps=real) as applied:
-        module.get_config()
-    return applied.call_args.args[2]
-
-
-def variant_rows(module, words: Mapping[str, Callable | None]) -> list[tuple[str, ...]]:
-    """A row for each variant: what it is for, and what it changes."""
+def variant_rows(module) -> list[tuple[str, ...]]:
+    """A row for each variant of a config: what it is for, and what it changes."""
     base, rows = module.get_config(), []
-    for word, function in words.items():
-        about = first_paragraph(inspect.getdoc(function)) if function else ""
+    for word, function in module.VARIANTS.items():
+        about = first_paragraph(inspect.getdoc(function))
         changed = changes(module.get_config(word), base)
         rows.append(
             (
@@ -193,18 +173,16 @@ def page() -> str:
     default = importlib.import_module("configs.default")
     parts.append(VARIANTS)
     header = ("variant", "what it is for", "what it sets")
-    parts.append(table(header, variant_rows(default, shared_variants(default))))
+    parts.append(table(header, variant_rows(default)))
     for path in sorted((ROOT / "configs").glob("*.py")):
         if path.stem in ("default", "__init__"):
             continue
         module = importlib.import_module(f"configs.{path.stem}")
-        own = own_variants(module, default)
         parts.append(f"\n### [{path.name}](../configs/{path.name})\n\n")
         parts.append(f"{first_paragraph(module.__doc__)}\n\n")
         changed = changes(module.get_config(), default.get_config())
         parts.append(f"It sets {changed}.\n")
-        if own:
-            parts += ["\n", table(header, variant_rows(module, own))]
+        parts += ["\n", table(header, variant_rows(module))]
     return "".join(parts)
 
 

@@ -13,7 +13,7 @@ import pytest
 import runs
 
 import eotjax
-from eotjax import remote, translate
+from eotjax import remote, storage, translate
 from eotjax.errors import UserError
 
 URL = "memory://bucket/folder"
@@ -325,7 +325,7 @@ def test_a_folder_in_a_bucket_is_translated(
     run(export="s3://bucket/model", input=places["images"], output=places["out"])
     bucket.get("bucket/out/", f"{tmp_path}/brought/", recursive=True)
     names = {path.name for path in (tmp_path / "brought").iterdir()}
-    assert names - {remote.MANIFEST} == {p.name for p in (tmp_path / "out").iterdir()}
+    assert names - {storage.MANIFEST} == {p.name for p in (tmp_path / "out").iterdir()}
     for path in (tmp_path / "out").glob("*.png"):
         brought = tmp_path / "brought" / path.name
         assert brought.read_bytes() == path.read_bytes()

@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from eotjax import parallel
 from eotjax.artefact import stablehlo
-from eotjax.build import wiring
-from eotjax.build.checks import Shape, check_guidance, factor_of
+from eotjax.build import checks, wiring
+from eotjax.build.checks import Shape, factor_of
 from eotjax.data import domains, images
-from eotjax.errors import UserError, choose, require
+from eotjax.errors import UserError, require
 from eotjax.progress import Progress
 
 DIRECTIONS = ("forward", "backward")
@@ -51,8 +51,7 @@ class Translator:
     @property
     def guidable(self) -> bool:
         """Whether its guidance may be other than 1."""
-        c = self.config.estimator
-        return c.direction == "both" if c.name == "bridge" else c.condition_dropout > 0
+        return checks.guidable(self.config)
 
     @property
     def multiple(self) -> int:
@@ -202,7 +201,6 @@ def with_sampling(config: ConfigDict, shape: Shape, sampling: Mapping) -> Config
         require(count > 0, f"sampling.{name} is {count}; it must be at least 1.")
     devices = jax.device_count()
     config.sampling.batch_size = -(-config.sampling.batch_size // devices) * devices
-    check_guidance(config)
-    solvers = wiring.estimator(config, shape).solvers
-    choose(solvers, config.sampling.solver, "sampling.solver")
+    checks.check_guidance(config)
+    wiring.check_names(config)
     return config

@@ -237,6 +237,12 @@ def check_latent(config: ConfigDict) -> None:
     )
 
 
+def guidable(config: ConfigDict) -> bool:
+    """Whether sampling.guidance may be other than 1."""
+    c = config.estimator
+    return c.direction == "both" if c.name == "bridge" else c.condition_dropout > 0
+
+
 def check_guidance(config: ConfigDict) -> None:
     """Raises UserError where sampling asks for a guidance that was not trained."""
     dropout, guidance = config.estimator.condition_dropout, config.sampling.guidance
@@ -251,13 +257,13 @@ def check_guidance(config: ConfigDict) -> None:
     )
     if config.estimator.name == "bridge":
         require(
-            guidance == 1 or config.estimator.direction == "both",
+            guidance == 1 or guidable(config),
             f"sampling.guidance is {guidance}, which a bridge has from the way back; "
             "set it to 1, or train with estimator.direction = 'both'.",
         )
     else:
         require(
-            guidance == 1 or dropout > 0,
+            guidance == 1 or guidable(config),
             f"sampling.guidance is {guidance}, but the network was not trained without "
             "its condition; set it to 1, or train with estimator.condition_dropout = "
             "0.1.",

@@ -17,7 +17,6 @@ from eotjax.data import batch, domains
 from eotjax.data.batch import Data
 from eotjax.data.domains import DataSet, Domain
 from eotjax.diffusion.bridge import PairMoments
-from eotjax.errors import choose
 from eotjax.training import refit
 from eotjax.transport import cost, pairing, sinkhorn, whole
 from eotjax.transport import epsilon as search
@@ -68,17 +67,13 @@ def embed(config: ConfigDict, splits: DataSet) -> cost.Embed:
         _, directions = cost.principal_components(np.concatenate(views), c.components)
         return cost.principal(jnp.asarray(directions))
 
-    make = choose(
-        {
-            "pixels": lambda: cost.pixels,
-            "pooled": lambda: cost.pooled(c.pool),
-            "pca": principal,
-            "features": lambda: cost.pixels,  # unused: the data has its points
-        },
-        c.cost,
-        "coupling.cost",
-    )
-    return make()
+    embeds = {
+        "pixels": lambda: cost.pixels,
+        "pooled": lambda: cost.pooled(c.pool),
+        "pca": principal,
+        "features": lambda: cost.pixels,  # unused: the data has its points
+    }
+    return embeds[c.cost]()
 
 
 def pair_moments(

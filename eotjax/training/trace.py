@@ -28,28 +28,30 @@ class Trace:
         """Args: folder: for the trace. start: the step that the run goes on from."""
         self._folder, self._steps = folder, steps
         self._first, self._last = start + WARM, start + WARM + steps
-        self._done, self._begun = start, False
+        self._done = start
 
     def after(self, done: int, values: PyTree) -> None:
         """Begins or ends after step number `done`, when its `values` are there."""
         self._done = done
-        if self._steps and done in (self._first, self._last):
-            jax.block_until_ready(values)
-        if self._steps and done == self._first:
-            self._begun = True
+        if not self._steps or done not in (self._first, self._last):
+            return
+        jax.block_until_ready(values)
+        if done == self._first:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-        if done == self._last:
+        else:
             self.close()
 
     def close(self) -> None:
         """Ends the trace where it has begun; says so where there can be none."""
-        if self._begun:
+        if not self._steps:
+            return
+        if self._done >= self._first:
             jax.profiler.stop_trace()
-        if self._done > self._first and self._steps:
+        if self._done > self._first:
             print(
                 f"traced steps {self._first + 1} to {self._done}: {self._folder} (for "
                 "TensorBoard's profiler; perfetto_trace.json.gz for ui.perfetto.dev)"
             )
-        elif self._steps:
+        else:
             print(f"no trace: the run ended within {WARM + 1} steps")
-        self._steps, self._begun = 0, False
+        self._steps = 0

@@ -137,8 +137,9 @@ def test_the_classifier_of_other_data_tells_target_from_source(digits):
 def test_the_classifier_looks_at_training_images_without_their_margin(digits):
     _, splits = digits
     pads = ((0, 0), (3, 3), (3, 3), (0, 0))
-    train = (np.pad(x, pads, constant_values=7) for x in splits[:2])
-    classify = judge.classifier("folder", type(splits)(*train, *splits[2:]), "forward")
+    source, target = (np.pad(x, pads, constant_values=7) for x in splits[:2])
+    larger = splits._replace(train_source=source, train_target=target)
+    classify = judge.classifier("folder", larger, "forward")
     assert classify(np.float32(splits.test_target / 127.5 - 1)) > 0.95
 
 
