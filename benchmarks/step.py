@@ -59,6 +59,7 @@ class Case(NamedTuple):
 
     def config(self) -> ConfigDict:
         config = digits.get_config()
+        config.optimizer.muon = 0.0  # Adam, as beside it
         config.data.image_size = (self.size, self.size)
         config.batch_size = config.coupling.group_size = self.batch
         config.model.update(self.model)

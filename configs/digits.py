@@ -5,8 +5,8 @@ from configs import default
 
 def get_config(variants: str = ""):
     c = default.get_config()
-    c.steps = 1_000
-    c.sample_every = 500
+    c.steps = 600
+    c.sample_every = 300
     c.batch_size = 128
 
     c.data.kind = "digits"
@@ -22,11 +22,12 @@ def get_config(variants: str = ""):
     c.model.attention = ()
 
     c.optimizer.learning_rate = 1e-3
+    c.optimizer.muon = 8e-3
     c.optimizer.warmup_steps = 50
     c.optimizer.ema_decay = 0.995
 
-    c.checkpoint.every = 500
-    return default.apply_variants(c, variants, {"bridge": bridge})
+    c.checkpoint.every = 300
+    return default.apply_variants(c, variants, VARIANTS)
 
 
 def bridge(c) -> None:
@@ -39,3 +40,6 @@ def bridge(c) -> None:
     default.estimator("bridge")(c)
     c.coupling.epsilon = 0.005
     c.estimator.epsilon = 0.01
+
+
+VARIANTS = {"bridge": bridge}
