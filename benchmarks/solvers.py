@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import ConfigDict
 
 import eotjax
 from configs import digits, known_plan
@@ -22,17 +21,10 @@ from eotjax.evaluation import judge, known_plan_report
 FOLDER = flags.DEFINE_string("folder", None, "Where the runs are kept.", required=True)
 OUTPUT = flags.DEFINE_string("output", None, "A Markdown file with a place for it.")
 
-
-def by_adam(config: ConfigDict) -> ConfigDict:
-    """The digits' config, of the network that docs/samplers.md tells of."""
-    config.steps, config.optimizer.muon = 1_000, 0.0
-    return config
-
-
 STEPS = (5, 10, 15, 25, 50, 100)
 CONFIGS = {
-    "digits, cde": lambda: by_adam(digits.get_config()),
-    "digits, bridge": lambda: by_adam(digits.get_config("bridge")),
+    "digits, cde": lambda: digits.get_config("adam"),
+    "digits, bridge": lambda: digits.get_config("bridge,adam"),
     "known plan, cde": lambda: known_plan.get_config(),
     "known plan, bridge": lambda: known_plan.get_config("bridge"),
 }

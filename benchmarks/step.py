@@ -58,8 +58,7 @@ class Case(NamedTuple):
     gpu: bool = False
 
     def config(self) -> ConfigDict:
-        config = digits.get_config()
-        config.optimizer.muon = 0.0  # Adam, as beside it
+        config = digits.get_config("adam")
         config.data.image_size = (self.size, self.size)
         config.batch_size = config.coupling.group_size = self.batch
         config.model.update(self.model)

@@ -250,7 +250,7 @@ def main() -> int:
     )
     parser.add_argument("--seconds", type=float, help="of torchcfm's training")
     parser.add_argument("--steps", type=int, help="of torchcfm's training, instead")
-    parser.add_argument("--eotjax_steps", type=int, default=1_000)
+    parser.add_argument("--eotjax_steps", type=int, help="instead of the config's")
     parser.add_argument("--sample_steps", type=int, default=50, help="and twice")
     parser.add_argument(
         "--threads", type=int, help="of PyTorch (default: all or one, the faster)"
@@ -261,10 +261,9 @@ def main() -> int:
     if arguments.compare == "none" and not (arguments.seconds or arguments.steps):
         parser.error("--compare=none needs --seconds or --steps")
 
-    config = digits.get_config("bridge")
-    config.optimizer.muon = 0.0  # Adam, as beside it
+    config = digits.get_config("bridge,adam")
     config.seed = arguments.seed
-    config.steps = arguments.eotjax_steps
+    config.steps = arguments.eotjax_steps or config.steps
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
     step_counts = (arguments.sample_steps, 2 * arguments.sample_steps)

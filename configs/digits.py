@@ -42,4 +42,11 @@ def bridge(c) -> None:
     c.estimator.epsilon = 0.01
 
 
-VARIANTS = {"bridge": bridge}
+def adam(c) -> None:
+    """By AdamW, in more steps, as the figures of docs/digits.md and samplers.md are."""
+    c.steps = 1_000
+    c.sample_every = c.checkpoint.every = 500
+    c.optimizer.muon = 0.0
+
+
+VARIANTS = {"bridge": bridge, "adam": adam}

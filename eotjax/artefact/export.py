@@ -209,7 +209,7 @@ def load(path: str | Path, /, **sampling) -> Translator:
     described = _described(path)
     config, shape, expected = described.config, described.shape, described.sha256
     if sampling:
-        config = with_sampling(config, shape, sampling)
+        config = with_sampling(config, sampling)
     if (path / stablehlo.NAME).exists():  # it may be left out: nothing here needs it
         _check(path, stablehlo.NAME, _sha256(path / stablehlo.NAME), expected)
     params = _network(path, described)
@@ -251,7 +251,7 @@ def _described(path: Path) -> _Described:
     description = describe(path)
     try:
         shape = tuple(map(int, description["shape"]))
-        config = with_sampling(ConfigDict(description["config"]), shape, {})
+        config = with_sampling(ConfigDict(description["config"]), {})
         net, inputs = wiring.network(config, shape), wiring.inputs(config, shape)
         wiring.sampling(config, shape, parallel.make_mesh())
         abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]

@@ -66,7 +66,7 @@ class Translator:
         Raises:
           UserError: there is no such key, or its value does not fit.
         """
-        config = with_sampling(self.config, self.shape, sampling)
+        config = with_sampling(self.config, sampling)
         sample = wiring.sampling(config, self.shape, parallel.make_mesh())
         return Translator(config, self.shape, self._params, sample)
 
@@ -177,7 +177,7 @@ class Translator:
         return min(size, max(most, devices))
 
 
-def with_sampling(config: ConfigDict, shape: Shape, sampling: Mapping) -> ConfigDict:
+def with_sampling(config: ConfigDict, sampling: Mapping) -> ConfigDict:
     """The config with other values of its sampling keys.
 
     Raises:

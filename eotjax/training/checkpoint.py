@@ -205,7 +205,7 @@ def load_tree(path: str | Path, abstract: PyTree) -> PyTree:
         "the folder must be one that eotjax wrote, whole, with its own config.json."
     )
     path = Path(path).absolute()
-    need = parallel.bytes_held(abstract, jax.tree.map(lambda _: device, abstract))
+    need = parallel.bytes_held(abstract, jax.tree.map(lambda x: x.sharding, abstract))
     have = parallel.memory(jax.local_devices()[0])
     require(
         need <= have,

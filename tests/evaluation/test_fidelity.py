@@ -267,7 +267,8 @@ def test_a_vgg16_that_is_another_network_is_named(lpips_files, tmp_path):
 @pytest.mark.parametrize("name", [fidelity.INCEPTION_WEIGHTS, fidelity.LPIPS_WEIGHTS])
 def test_without_torch_fidelity_the_extra_to_install_is_named(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(UserError, match=r"need torch-fidelity .*install\.sh fid"):
+    remedy = r"need torch-fidelity \(.*\); launch/install\.sh fid brings it\."
+    with pytest.raises(UserError, match=remedy):
         measures("weights.pth")[name]()
 
 
