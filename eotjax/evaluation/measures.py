@@ -68,8 +68,11 @@ def _ssim(a: jax.Array, b: jax.Array) -> jax.Array:
 def structure(
     source: Float[np.ndarray, "n h w c"], target: Float[np.ndarray, "n h w c"]
 ) -> float:
-    """Mean structural similarity of the pairs' light, at most 1 (Wang et al. 2004)."""
-    light = [x.mean(-1, keepdims=True) for x in (source, target)]
+    """Mean structural similarity of the pairs' light, at most 1 (Wang et al. 2004).
+
+    Args: images in [-1, 1]; their light is taken from 0, black, to 2, as it demands.
+    """
+    light = [1 + x.mean(-1, keepdims=True) for x in (source, target)]
     parts = (
         _ssim(*(x[start : start + 64] for x in light))
         for start in range(0, len(source), 64)

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.ndimage
 import scipy.spatial
 
 import eotjax
@@ -155,7 +156,35 @@ def test_the_baselines_of_a_run_have_their_known_values(trained):
     assert rows["independent"]["frechet"] < rows["identity"]["frechet"]
 
 
-def test_structure_is_that_of_scikit_image_by_hand_and_blind_to_colour():
+def ssim_of_scipy(a, b):
+    """Wang et al. 2004 on light in [0, 255], windows of a Gaussian, by SciPy."""
+
+    def blurred(x):
+        window = {"sigma": 1.5, "truncate": 5 / 1.5}
+        return scipy.ndimage.gaussian_filter(x, **window)[5:-5, 5:-5]
+
+    def covariance(x, y):
+        return blurred(x * y) - blurred(x) * blurred(y)
+
+    luminance, contrast = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    means = blurred(a), blurred(b)
+    top = (2 * means[0] * means[1] + luminance) * (2 * covariance(a, b) + contrast)
+    below = (means[0] ** 2 + means[1] ** 2 + luminance) * (
+        covariance(a, a) + covariance(b, b) + contrast
+    )
+    return np.mean(top / below)
+
+
+@pytest.mark.parametrize("lights", [(90, 90), (140, 115), (30, 220)])
+def test_structure_is_the_similarity_of_wang_et_al(lights):
+    rng = np.random.default_rng(1)
+    shared, own = rng.uniform(-20, 20, (2, 40, 32))
+    a, b = (light + shared + i * own for i, light in enumerate(lights))
+    pair = [np.float32(x / 127.5 - 1)[None, :, :, None] for x in (a, b)]
+    assert measures.structure(*pair) == pytest.approx(ssim_of_scipy(a, b), abs=1e-3)
+
+
+def test_structure_falls_with_noise_and_is_blind_to_colour():
     rng = np.random.default_rng(0)
     x = np.float32(rng.uniform(-1, 1, (3, 24, 20, 3)))
     assert measures.structure(x, x) == pytest.approx(1, abs=1e-5)
