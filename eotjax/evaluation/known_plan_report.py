@@ -173,7 +173,8 @@ def row_law(
         rows, _ = sinkhorn.log_rows(cost, found.g, settings.epsilon)
         p = jnp.exp(rows[: len(sources)])
         outer = (y[:, :, None] * y[:, None, :]).reshape(n, -1)
-        return p @ y, (p @ outer).reshape(len(sources), *2 * y.shape[1:])
+        with jax.default_matmul_precision("highest"):
+            return p @ y, (p @ outer).reshape(len(sources), *2 * y.shape[1:])
 
     progress = Progress("solving plans", PLANS, "plans")
     mean: np.ndarray | float = 0.0
