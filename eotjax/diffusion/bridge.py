@@ -26,6 +26,8 @@ from eotjax.diffusion.conditional import Example, Label, Network, expand
 from eotjax.diffusion.noise import Spectrum, coloured
 from eotjax.diffusion.sampler import Image, Keys, Solver, Step, Time, Times
 
+SHORTEST = 1e-3  # of a restart's first step: second-order solvers divide by its length
+
 
 def _noise(keys: Keys, like: Image, spectrum: Spectrum | None) -> Image:
     return coloured(sampler.normal(keys, like.shape[1:]), spectrum)
@@ -199,7 +201,7 @@ class Bridge:
         the learnt process any more: what noise a network cannot take out is not put in.
       restart: a time; from the end the sampler goes back there once, to a point of the
         bridge between the source and the end, and on again: what went wrong before is
-        drowned in new noise (Xu et al. 2023, arXiv 2306.14878). 0 for none.
+        drowned in new noise, all of it (Xu et al. 2023, arXiv 2306.14878). 0 for none.
     """
 
     epsilon: float
@@ -295,7 +297,7 @@ class Bridge:
         end = sampler.integrate(step, keys, sampler.begin(source, times), times)[0]
         if not self.restart:
             return end
-        later = [time for time in np.asarray(times) if time > self.restart]
+        later = [time for time in np.asarray(times) if time > self.restart + SHORTEST]
         rest = jnp.asarray([self.restart, *later], times.dtype)
         t, again = rest[0], sampler.fold_in(keys, len(times))
         noise = _noise(again, end, self.spectrum)
