@@ -8,6 +8,13 @@ from eotjax.artefact import export, stablehlo
 from eotjax.evaluation import measures
 
 PLAN = ("epsilon", "entropy", "transport_cost", "marginal_error")
+ROWS = {  # of an evaluation: what answers there
+    "eotjax": "is this model",
+    "identity": "changes nothing",
+    "independent": "answers with random targets",
+    "exact": "draws from the true plan",
+    "rows": "is the law of the plans of single batches",
+}
 
 
 def figures(plan: Mapping[str, float]) -> str:
@@ -45,13 +52,16 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         config[group] for group in ("data", "estimator", "sampling")
     )
     both = estimator["direction"] == "both"
+    of_images = len(shape) > 1
+    things = "images" if of_images else "vectors"
+    arrays = "uint8 [n, h, w, c]" if of_images else "float32 [n, d]"
     source, target = data["train_source"], data["train_target"]
     name = data_name(config)
     lines = [
         "---",
         f"license: {description['license']}",
         "library_name: eotjax",
-        "tags: [image-to-image, optimal-transport, diffusion]",
+        f"tags: [{'image-to-image, ' * of_images}optimal-transport, diffusion]",
         "---",
         "",
         f"# {name}: {source} to {target}" + (" and back" if both else ""),
@@ -80,17 +90,18 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         lines += [measures.table(result["rows"]), ""]
     if not evaluation:
         lines += ["None yet: `python -m eotjax.evaluate --export=FOLDER`.", ""]
+    shown = {name for result in evaluation.values() for name in result["rows"]}
+    told = [f"`{name}` {does}" for name, does in ROWS.items() if name in shown]
+    if told:
+        lines += [", ".join(told) + ".", ""]
     lines += [
-        "`eotjax` is this model, `identity` changes nothing, `independent` answers "
-        "with random training targets.",
-        "",
         "## Use",
         "",
         "```python",
         "import eotjax",
         "",
         'translator = eotjax.load("FOLDER")',
-        "targets = translator(sources, seed=0)  # uint8 [n, h, w, c]",
+        f"targets = translator(sources, seed=0)  # {arrays}",
         "```",
         "",
         f"`{stablehlo.NAME}` is the same as a program that JAX alone runs. "
@@ -98,9 +109,13 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         "",
         "## Limits",
         "",
-        "It translates images like those of its training data. A translation is a "
-        "draw from a distribution, not a measurement: it must not be taken for a "
-        "photograph of what the source shows.",
+        f"It translates {things} like those of its training data. A translation is a "
+        "draw from a distribution, not a measurement"
+        + (
+            ": it must not be taken for a photograph of what the source shows."
+            if of_images
+            else "."
+        ),
     ]
     return "\n".join(lines) + "\n"
 

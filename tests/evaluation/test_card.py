@@ -28,6 +28,16 @@ def test_a_card_tells_the_data_the_steps_the_plan_the_measures_and_the_licence(t
         ]
 
 
+def test_a_card_of_vectors_speaks_of_no_images(trained):
+    description = export.describe(trained / "export") | {"shape": [2]}
+    rows = {"eotjax": {"cbw2_uvp": 1.0}, "exact": {"cbw2_uvp": 0.1}}
+    text = card.text(description, {"forward": {"rows": rows}})
+    assert "`exact` draws from the true plan." in text
+    assert "float32 [n, d]" in text
+    for word in ("identity", "image-to-image", "images", "photograph"):
+        assert word not in text
+
+
 def test_a_card_without_an_evaluation_says_how_to_make_one(trained):
     text = card.text(export.describe(trained / "export"), {})
     assert "eotjax.evaluate" in text and "|" not in text.split("## Use")[0][600:]
