@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -28,25 +27,6 @@ class Schedule(NamedTuple):
     def scale(self, t: Times) -> Times:
         """sqrt(alpha^2 + sigma^2): the standard deviation of y_t for unit data."""
         return jnp.hypot(self.alpha(t), self.sigma(t))
-
-    def derivatives(self, t: Times) -> tuple[Times, Times]:
-        """(d alpha / dt, d sigma / dt). Where sigma is 0 its derivative may be inf."""
-
-        def derivative(function: Callable[[Times], Times]) -> Times:
-            return jax.jvp(function, (t,), (jnp.ones_like(t),))[1]
-
-        return derivative(self.alpha), derivative(self.sigma)
-
-    def sde(self, t: Times) -> tuple[Times, Times]:
-        """(f, g^2) of dy = f(t) y dt + g(t) dw with these marginals, for sigma(t) > 0.
-
-        f = alpha' / alpha and g^2 = d(sigma^2)/dt - 2 f sigma^2 (Kingma et al. 2021,
-        "Variational diffusion models", section 3.1, in continuous time).
-        """
-        d_alpha, d_sigma = self.derivatives(t)
-        drift = d_alpha / self.alpha(t)
-        sigma = self.sigma(t)
-        return drift, 2 * sigma * (d_sigma - drift * sigma)
 
     def posterior(self, t: Times, s: Times) -> tuple[Times, Times, Times]:
         """p(y_s | y_t, y) for s < t: (weight of y_t, weight of y, variance).

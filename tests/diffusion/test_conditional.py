@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from sde import sde
 
 from eotjax.diffusion import prediction, sampler, schedule
 from eotjax.diffusion.conditional import ConditionalScore, both_ways
@@ -156,7 +157,7 @@ def reverse_sde_moments(path, random):
 
     def rate(t, state):
         t = jnp.asarray(t)
-        (f, g2), (a, b) = COSINE.sde(t), coefficients(1.0, t)
+        (f, g2), (a, b) = sde(COSINE, t), coefficients(1.0, t)
         alpha, sigma = COSINE.alpha(t), COSINE.sigma(t)
         pull = g2 * (1.0 if random else 0.5) / sigma**2
         of_y, of_x = f + pull * (1 - alpha * a), -pull * alpha * b
