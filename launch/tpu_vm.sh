@@ -7,11 +7,13 @@
 # mounted at ~/bucket by gcsfuse.
 #   ZONE (us-central2-b)  TYPE (v4-8)  VERSION (tpu-ubuntu2204-base)  SPOT (yes; empty: no)
 #   REPOSITORY: what the workers clone  BUCKET: of Cloud Storage, without gs://
+#   PAUSE (60): seconds before it is made anew, again and again where there is no capacity
 set -euo pipefail
 zone=${ZONE:-us-central2-b}
 type=${TYPE:-v4-8}
 version=${VERSION:-tpu-ubuntu2204-base}
 spot=${SPOT-yes}
+pause=${PAUSE:-60}
 source "$(dirname "${BASH_SOURCE[0]}")/launcher.bash"
 (($# >= 2)) || fail "give a command and the TPU's name, as in: $0 run NAME --config=..."
 command=$1 name=$2
@@ -58,24 +60,31 @@ setup() {
   everywhere "$steps"
 }
 
+ready() { # made where there is none, and set up
+  case $(state) in
+  READY) ;;
+  NONE) create || return ;;
+  *) # taken away, or stopped
+    delete && create || return
+    ;;
+  esac
+  setup
+}
+
 run() {
-  local train
+  local train had=
   printf -v train ' %q' "$@"
   while true; do
-    case $(state) in
-    READY) ;;
-    NONE) create ;;
-    *) # taken away, or stopped
-      delete
-      create
-      ;;
-    esac
-    setup
-    local status=0
-    everywhere "cd eotjax && .venv/bin/python -m eotjax.main --distributed$train" || status=$?
+    local status=0 now
+    { ready && everywhere "cd eotjax && .venv/bin/python -m eotjax.main --distributed$train"; } ||
+      status=$?
     if ((status == 0)) || [[ $dry ]]; then return; fi
-    if [[ $(state) == READY ]]; then return "$status"; fi # it is not the TPU that failed
-    echo "$0: $name was taken away; making it anew" >&2
+    now=$(state)
+    if [[ $now != NONE ]]; then had=yes; fi
+    # It is not the TPU that failed, or there never was one.
+    if [[ $now == READY || ! $had ]]; then return "$status"; fi
+    echo "$0: $name was taken away; making it anew in $pause s" >&2
+    sleep "$pause"
   done
 }
 

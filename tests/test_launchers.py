@@ -132,8 +132,11 @@ def test_a_slurm_job_queues_again_where_it_was_stopped_only(stand_in, tmp_path):
     assert "#SBATCH --requeue" in options and "#SBATCH --signal=TERM@120" in options
 
 
-def test_a_tpu_that_is_taken_away_is_made_again(stand_in, tmp_path):
-    """There is none; it is made; the training loses it; made again it trains on."""
+@pytest.mark.parametrize(
+    ("lost", "before"), [("eotjax.main", ["ssh", "ssh"]), ("gcsfuse", ["ssh"])]
+)
+def test_a_tpu_that_is_taken_away_is_made_again(stand_in, tmp_path, lost, before):
+    """None; it is made; training or setting up loses it; the next one trains."""
     script = ROOT / "launch" / "tpu_vm.sh"
     create, setup, train = said(
         *(script, "--dry-run", "run", "tpu", *ARGUMENTS), REPOSITORY="address"
@@ -142,28 +145,39 @@ def test_a_tpu_that_is_taken_away_is_made_again(stand_in, tmp_path):
     assert "git\\ clone" in setup and "--worker=all" in setup
     assert "eotjax.main" in train and "--distributed" in train
 
-    state, seen = tmp_path / "state", tmp_path / "seen"
+    state, seen, full = (tmp_path / name for name in ("state", "seen", "full"))
     calls = stand_in(
         "gcloud",
         f"""case $4 in
         describe) [ -f {state} ] && cat {state} || exit 1;;
-        create) echo READY >{state};;
+        create) [ -f {full} ] && {{ rm {full}; exit 1; }}; echo READY >{state};;
         delete) rm {state};;
         ssh) case "$*" in
-          *eotjax.main*) [ -f {seen} ] && exit
-            touch {seen}; echo PREEMPTED >{state}; exit 255;;
+          *{lost}*) [ -f {seen} ] && exit
+            touch {seen} {full}; echo PREEMPTED >{state}; exit 255;;
           esac;;
         esac""",
     )
     command = [script, "run", "tpu", *ARGUMENTS]
-    environment = os.environ | {"REPOSITORY": "address", "BUCKET": "kept"}
+    environment = os.environ | {"REPOSITORY": "address", "BUCKET": "kept", "PAUSE": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "tpu was taken away" in done.stderr
     made = [line.split()[4] for line in calls.read_text().splitlines()]
     made = [name for name in made if name != "describe"]
-    assert made == ["create", "ssh", "ssh", "delete", "create", "ssh", "ssh"]
+    again = ["delete", "create", "create", "ssh", "ssh"]  # first there is no capacity
+    assert made == ["create", *before, *again]
     assert "gcsfuse --implicit-dirs kept bucket" in calls.read_text()
+
+
+def test_a_tpu_that_cannot_be_made_ends(stand_in):
+    calls = stand_in("gcloud", "exit 4")
+    done = subprocess.run(
+        [ROOT / "launch" / "tpu_vm.sh", "run", "tpu", *ARGUMENTS],
+        env=os.environ | {"REPOSITORY": "address", "PAUSE": "0"},
+    )
+    assert done.returncode == 4
+    assert calls.read_text().count(" create ") == 1
 
 
 def test_a_training_that_fails_on_a_tpu_that_is_there_ends(stand_in):
