@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from eotjax import command
+from eotjax import command, remote
 from eotjax.artefact import export
 from eotjax.artefact.translator import Translator
 from eotjax.data import images
@@ -123,7 +123,7 @@ def page(folder: str | Path, translator: Translator) -> Any:
         raise UserError(
             "this export translates vectors, not images; call eotjax.load from Python."
         )
-    gr = _gradio()
+    gr, folder = _gradio(), remote.fetched(folder)
     config, sampling = translator.config, translator.config.sampling
     height, width, _ = translator.shape
     ways = _ways(translator)
@@ -135,11 +135,20 @@ def page(folder: str | Path, translator: Translator) -> Any:
     def see(file: Mapping | None) -> tuple:
         """What is shown of a file, and its pixels."""
         try:
-            pixels = fitted(translator, file["path"]) if file else None
+            pixels = fitted(translator, uploaded(file)) if file else None
         except UserError as error:
             warn(error)
             pixels = None
         return (None, None) if pixels is None else (enlarged(pixels), pixels)
+
+    def uploaded(file: Mapping) -> Path:
+        """Its path, where it is Gradio's own: who asks may name any of this machine."""
+        path = Path(file["path"]).resolve()
+        require(
+            path.is_relative_to(Path(image.GRADIO_CACHE).resolve()),
+            "this is no file that was dropped here; drop one.",
+        )
+        return path
 
     def draw(pixels, direction, count, seed, *values):
         options = {"direction": direction, "count": count, "seed": seed or 0}

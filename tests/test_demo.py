@@ -174,6 +174,19 @@ def test_what_only_a_bridge_has_is_shown_for_it(trained, smoke):
         assert tuple(found[name]["visible"] for name in names) == shown
 
 
+def test_no_file_of_the_machine_is_shown(trained, translator, tmp_path):
+    """A path that is not Gradio's own comes from a forged request."""
+    path = tmp_path / "private.png"
+    Image.new("RGB", (16, 16)).save(path)
+    blocks = demo.page(trained / "export", translator)
+    see = next(found.fn for found in blocks.fns.values() if found.name == "see")
+    with pytest.warns(UserWarning, match="no file that was dropped here"):
+        assert see({"path": str(path)}) == (None, None)
+    kept = Path(os.environ["GRADIO_TEMP_DIR"], "dropped.png")
+    shutil.copy(path, kept)
+    assert see({"path": str(kept)})[1].shape == (16, 16, 3)
+
+
 def test_vectors_are_refused(vectors, tmp_path):
     translator = eotjax.Translator(vectors(), (3,), {}, lambda *_: None)
     with pytest.raises(UserError, match="vectors, not images"):

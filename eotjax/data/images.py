@@ -19,6 +19,8 @@ Pixels = UInt8[np.ndarray, "h w c"]
 AnySize = UInt8[np.ndarray, "_ _ c"]  # of several images, each of its own size
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of training images
 ALL_SUFFIXES = (*SUFFIXES, ".bmp", ".gif", ".tif", ".tiff")
+# Of these. Pillow goes by a file's content, and would hand PostScript to a program.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MOST_PIXELS = 100_000_000  # that are decoded; a small file may hold many more
 SAVING = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 
@@ -71,7 +73,7 @@ def decode(
         than MOST_PIXELS.
     """
     try:
-        with quiet(), Image.open(path) as image:
+        with quiet(), Image.open(path, formats=FORMATS) as image:
             pixels = image.width * image.height
             if pixels > MOST_PIXELS:
                 raise ValueError(

@@ -275,6 +275,14 @@ def test_a_broken_file_is_named_in_the_error(tmp_path, name):
     assert str(told.value).count(name) == 1
 
 
+def test_a_program_that_is_named_an_image_is_not_run(tmp_path):
+    """Pillow would hand PostScript to Ghostscript, where that is installed."""
+    path = tmp_path / "x.png"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n{} loop\n")
+    with pytest.raises(UserError, match="no image that Pillow knows"):
+        images.decode(path, size=(8, 8), channels=3)
+
+
 def test_bytes_changed_at_random_end_in_an_image_or_a_sentence(tmp_path):
     rng = np.random.default_rng(0)
     for suffix in images.ALL_SUFFIXES:
