@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from eotjax.artefact import files
 from eotjax.artefact.files import Job
 from eotjax.artefact.translator import Translator
 from eotjax.data import images
@@ -44,7 +43,16 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """How images are read and translated; see `translate_files`."""
+    """How images are read and translated.
+
+    Attributes:
+      translator: of images.
+      seed: another one gives other translations.
+      num_samples: translations of each image.
+      direction: forward, from source to target, or backward.
+      fit: how an image gets the trained size: crop, pad or stretch; or full, to be
+        translated at its own.
+    """
 
     translator: Translator
     seed: int
@@ -95,46 +103,6 @@ class Task:
         return drawn.reshape(self.num_samples, *batch.shape)
 
 
-def translate_files(
-    translator: Translator,
-    source: str | Path,
-    output: str | Path,
-    *,
-    seed: int = 0,
-    num_samples: int = 1,
-    direction: str = "forward",
-    fit: str | None = None,
-    format: str | None = None,
-    overwrite: bool = False,
-) -> Outcome:
-    """Writes translations of images, and a contact sheet of some, to a folder.
-
-    Images that cannot be read are passed over, and translations that are there are
-    kept: after an interruption the same call goes on where it was.
-
-    Args:
-      translator: of images.
-      source: an image, a folder or a glob; see `files.search`.
-      output: a folder; `files.plan` tells the names in it.
-      seed: another one gives other translations.
-      num_samples: translations of each image.
-      direction: forward, from source to target, or backward.
-      fit: how an image gets the trained size: crop, pad or stretch; or full, to be
-        translated at its own. None for the way of the translator's config.
-      format: png, jpg, ..., of all files; None for each image's own.
-      overwrite: translate again what was translated before.
-
-    Raises:
-      UserError: the translator is for vectors, `fit` is unknown, or as `files.plan`
-        and the translator say.
-    """
-    task = make_task(
-        translator, seed=seed, num_samples=num_samples, direction=direction, fit=fit
-    )
-    jobs = files.plan(source, output, num_samples=num_samples, format=format)
-    return translate_jobs(task, jobs, output, overwrite=overwrite)
-
-
 def make_task(
     translator: Translator,
     *,
@@ -143,7 +111,7 @@ def make_task(
     direction: str,
     fit: str | None,
 ) -> Task:
-    """Arguments as for `translate_files`.
+    """A `Task`, where `fit` None is the way of the translator's config.
 
     Raises:
       UserError: the translator is for vectors, or `fit` is unknown.
@@ -160,7 +128,17 @@ def make_task(
 def translate_jobs(
     task: Task, jobs: list[Job], output: str | Path, *, overwrite: bool
 ) -> Outcome:
-    """`translate_files`, of jobs that `files.plan` told."""
+    """Writes translations of images, and a contact sheet of some, to a folder.
+
+    Images that cannot be read are passed over, and translations that are there are
+    kept: after an interruption the same call goes on where it was.
+
+    Args:
+      task: how.
+      jobs: which images, and where their translations go: see `files.plan`.
+      output: the folder.
+      overwrite: translate again what was translated before.
+    """
     targets = [target for job in jobs for target in job.targets]
     kept = [] if overwrite else [target for target in targets if target.is_file()]
     wanted = set(targets).difference(kept)

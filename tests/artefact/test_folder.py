@@ -13,8 +13,9 @@ from image_files import Negative, names, pixels, random, write, write_odd
 from PIL import Image
 
 import eotjax
+from eotjax.artefact import files as artefact_files
 from eotjax.artefact import folder
-from eotjax.artefact.folder import translate_files
+from eotjax.artefact.folder import make_task, translate_jobs
 from eotjax.data import images
 from eotjax.errors import UserError
 
@@ -27,6 +28,19 @@ def translator(trained):
 @pytest.fixture
 def negative(smoke):
     return Negative(smoke())
+
+
+def translate_files(
+    translator, source, output, *, format=None, overwrite=False, **changes
+):
+    """What the command does with a translator and its options."""
+    options = {"seed": 0, "num_samples": 1, "direction": "forward", "fit": None}
+    options |= changes
+    task = make_task(translator, **options)
+    jobs = artefact_files.plan(
+        source, output, num_samples=task.num_samples, format=format
+    )
+    return translate_jobs(task, jobs, output, overwrite=overwrite)
 
 
 # What goes where
