@@ -19,6 +19,16 @@ def folder() -> Path:
     return Path(caches) / "eotjax"
 
 
+def own(path: Path) -> bool:
+    """Whether a folder, made if need be, is the user's alone: what lies in it is run.
+
+    Raises:
+      OSError: there can be no such folder.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path.stat().st_uid == os.getuid() and not path.stat().st_mode & 0o022
+
+
 def keep_programs() -> None:
     """Lets JAX keep what it compiles, where the user has not said where it shall.
 
@@ -32,8 +42,7 @@ def keep_programs() -> None:
     # Programs for a CPU have that very CPU's instructions, and homes are shared.
     path = folder() / f"programs-{_machine()}"
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if path.stat().st_uid != os.getuid() or path.stat().st_mode & 0o022:
+        if not own(path):
             return
     except OSError:
         return

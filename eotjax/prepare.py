@@ -1,5 +1,6 @@
 """All that a run needs, made of a config and a folder."""
 
+import hashlib
 import itertools
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eotjax import beginning, caches, errors, parallel, progress
+from eotjax import beginning, caches, errors, parallel, progress, remote
 from eotjax.artefact import export
 from eotjax.artefact.translator import Translator
 from eotjax.build import (
@@ -33,6 +34,7 @@ from eotjax.diffusion import noise
 from eotjax.diffusion.bridge import PairMoments
 from eotjax.evaluation import judge
 from eotjax.networks import kernels, latents
+from eotjax.networks.latents import Autoencoder
 from eotjax.training import log as logging
 from eotjax.training import step
 from eotjax.training.checkpoint import Checkpoints
@@ -118,9 +120,12 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         space = latents.load(config.latent.weights)
         config.latent.channels = len(space.mean)
 
-    splits = dataset.load(
-        config, approve=partial(run_folder.check_data, workdir, config, known)
-    )
+    beside = beside_images(config, space)
+
+    def approve(marks: tuple[str, ...]) -> None:
+        run_folder.check_data(workdir, config, known, (*marks, *beside))
+
+    splits = dataset.load(config, approve=approve)
     shape = dataset.sample_shape(config, splits)
     judge.Weights.of(config).check(shape)  # what is missing is told before it is needed
     trained = splits
@@ -168,7 +173,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         )
     training = learning.training(config, shape, resident, mesh, embed)
     sample = wiring.sampling(config, shape, mesh)
-    found = run_folder.of(config, splits.fingerprints, begun)
+    found = run_folder.of(config, (*splits.fingerprints, *beside), begun)
     run_folder.claim(workdir, asked, found)
     abstract = jax.eval_shape(training.init)
     check_state(abstract, training.layout)
@@ -193,6 +198,17 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         checkpoints=checkpoints,
         state=state,
     )
+
+
+def beside_images(config: ConfigDict, space: Autoencoder | None) -> tuple[str, str]:
+    """Fingerprints of autoencoder and features; empty where there is none."""
+    c, features = config.coupling, ""
+    if c.cost == "features" and c.features and c.method != "independent":
+        path = remote.fetched(c.features)
+        if path.is_file():  # else whoever reads it says so
+            with path.open("rb") as file:
+                features = hashlib.file_digest(file, "sha256").hexdigest()
+    return latents.fingerprint(space) if space is not None else "", features
 
 
 def check_state(state: step.TrainState, layout: step.TrainState) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from filelock import FileLock
 from ml_collections import ConfigDict
 
 from eotjax import atomic, caches
@@ -75,11 +76,13 @@ def _from_file(
     path = folder / f"{_digest(config, domain, space)}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        views = 2 if config.data.flip else 1
-        found = encode(domain, space, views=views, label=f"encoding {name}")
-        with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, found)
-        print(f"latents of {name}: kept in {path}")
+        with FileLock(path.with_suffix(".lock")):  # one process encodes for all
+            if not path.exists():
+                views = 2 if config.data.flip else 1
+                found = encode(domain, space, views=views, label=f"encoding {name}")
+                with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+                    np.save(file, found)
+                print(f"latents of {name}: kept in {path}")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:

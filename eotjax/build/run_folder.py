@@ -135,7 +135,8 @@ class Plan(NamedTuple):
       epsilon: in units of the cost; None where no run has claimed the folder.
       moments: second moments of the pairs; None where nothing needs them.
       spectrum: of the noise, in a word; empty where it is white.
-      data: the training sets' fingerprints; none where it was not written down.
+      data: fingerprints of the training sets, the autoencoder and the features for the
+        cost, as far as there are such; none where it was not written down.
       begun: the artefact that it began from, in words; empty where it began anew.
     """
 
@@ -156,12 +157,13 @@ def of(config: ConfigDict, data: tuple[str, ...], begun: str) -> Plan:
 def check_data(
     folder: Path, config: ConfigDict, known: Plan, data: tuple[str, ...]
 ) -> None:
-    """Refuses to go on with other training sets than those of a `known` run.
+    """Refuses to go on with another `Plan.data` than that of a `known` run.
 
     Raises:
-      UserError: names the set that differs.
+      UserError: names what differs.
     """
-    names = (config.data.train_source, config.data.train_target)
+    sets = (config.data.train_source, config.data.train_target)
+    names = (*sets, "latent.weights", "coupling.features")
     for name, before, now in zip(names, known.data, data, strict=False):
         require(
             before == now,

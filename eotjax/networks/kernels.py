@@ -251,13 +251,14 @@ def _compiled() -> Path:
     headers = _installed(HEADERS, "dnnl.hpp").parent
     versions = (jax.__version__, importlib.metadata.version(LIBRARY), str(library))
     digest = hashlib.sha256(SOURCE.read_bytes() + repr(versions).encode())
-    path = caches.folder() / f"kernels-{digest.hexdigest()[:16]}.so"
+    path = caches.folder() / "kernels" / f"{digest.hexdigest()[:16]}.so"
+    if not caches.own(path.parent):
+        raise PermissionError(f"others may write to {path.parent}")
     if path.exists():
         return path
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         raise FileNotFoundError("there is no C++ compiler (g++, or CXX)")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [compiler, "-std=c++17", "-O2", "-fPIC", "-shared", "-w"]

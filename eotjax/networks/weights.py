@@ -53,6 +53,9 @@ def read(path: str | Path) -> Weights:
 def _state_dict(path: Path) -> Weights:
     with zipfile.ZipFile(path) as archive:
         (name,) = (n for n in archive.namelist() if n.endswith("data.pkl"))
+        stored = archive.getinfo(name)
+        if stored.file_size != stored.compress_size:  # it may unpack to any size
+            raise ValueError(f"its {name} is compressed")
         with archive.open(name) as file:
             found = _Arrays(file, archive, name.removesuffix("data.pkl")).load()
     if not isinstance(found, dict) or not all(

@@ -82,6 +82,15 @@ def test_what_was_encoded_is_read_again_until_something_changes(config, capsys):
     assert not np.allclose(once.train_source[0], turned.train_source[0], atol=0.1)
 
 
+def test_a_run_does_not_go_on_in_another_autoencoders_latents(config, tmp_path):
+    weights = tiny.save(tmp_path / "weights")
+    config.latent.weights, config.steps = str(weights), 2
+    assert train.train(config, tmp_path / "run")
+    tiny.save(weights, seed=1)
+    with pytest.raises(UserError, match=r"latent\.weights is not what the run in"):
+        train.train(config, tmp_path / "run")
+
+
 def test_streamed_latents_are_the_resident_ones(config):
     resident, _ = encoded(config)
     config.data.device_gib = 0.0
