@@ -5,6 +5,7 @@ since its loss was not finite, can be looked at afterwards.
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 
 import jax
@@ -17,6 +18,7 @@ from eotjax.data import domains, images
 from eotjax.errors import require
 from eotjax.networks import latents
 from eotjax.prepare import Run
+from eotjax.training.checkpoint import Checkpoints
 
 ACROSS = 8  # pairs in a row of the picture
 AT_ONCE = 8  # latents that are decoded together
@@ -28,14 +30,9 @@ def of_step(run: Run, done: int) -> tuple[Points, Points]:
     """Sources and targets that step number `done`, counted from 1, trained on.
 
     Raises:
-      UserError: the run has not come so far, or has thrown away what made them.
+      UserError: the run has thrown away what made them.
     """
     config, at, trained = run.config, done - 1, int(run.state.step)
-    require(
-        0 < done <= trained,
-        f"there is no step {done} in {run.workdir}, whose last checkpoint is of step "
-        f"{trained}; give one from 1 to {trained}.",
-    )
     data, rounds = next(run.batches(at)), learning.rounds(config, at)
     if rounds:
         require(
@@ -44,7 +41,7 @@ def of_step(run: Run, done: int) -> tuple[Points, Points]:
             "longer kept; give a later step.",
         )
         make = learning.pair_maker(config, run.shape, run.mesh)
-        data = data | make(run.state.maker, data, rounds)
+        data = data | (make(run.state.maker, data, rounds) or {})
     draw = jax.jit(run.training.pairs)
     held, first = run.state.held, planning.first_step_of_plan(config, at)
     if first < at:
@@ -87,7 +84,17 @@ def write(workdir: str | Path, done: int, output: str | Path | None = None) -> s
       UserError: there is no such run or step.
     """
     folder = remote.fetched(workdir).absolute()
-    run = prepare.prepare(run_folder.config(folder), folder)
+    config = run_folder.config(folder)
+    with contextlib.closing(
+        Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
+    ) as checkpoints:
+        trained = checkpoints.latest_step() or 0
+    require(  # before minutes are spent on a plan of its own
+        0 < done <= trained,
+        f"there is no step {done} in {folder}, whose last checkpoint is of step "
+        f"{trained}; give one from 1 to {trained}.",
+    )
+    run = prepare.prepare(config, folder)
     run.checkpoints.close()
     source, target = of_step(run, done)
     broken = [

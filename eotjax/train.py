@@ -101,7 +101,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             contextlib.closing(run.checkpoints),  # also where the run fails
         ):
             state, ended = loop(run, interruption, log_of(run, writer), viewer)
-        if ended:
+        if ended and not interruption.asked:  # while the last state was saved
             finish(run, state, viewer)
             print(f"peak memory: {parallel.peak_memory() / 2**30:.2f} GiB")
             return True
@@ -140,11 +140,23 @@ def peak_flops(run: Run) -> float | None:
 def viewer_of(run: Run, writer: logging.Writer) -> Viewer:
     """Looks at a run's translations."""
     best, weights = None, judge.Weights.of(run.config)
-    before = logging.history(run.workdir / logging.SCORES, weights.score)
-    if run.config.data.kind != "known_plan" and min(map(len, run.splits[2:4])) > 1:
+    scores = logging.history(run.workdir / logging.SCORES, weights.score)
+    # The leader drops later ones from the file, which the others may read before.
+    before = {done: x for done, x in scores.items() if done <= int(run.state.step)}
+    sides = judge.chosen_by(run.splits)
+    if run.config.data.kind != "known_plan" and min(map(len, sides)) > 1:
         score = judge.selection(run.translator(run.state), run.splits, weights)
-        best = Best(score, before.values())
+        kept = step_of_best(run.workdir) in before  # else it was another run's
+        best = Best(score, before.values() if kept else ())
     return Viewer(run, writer, weights, best, before)
+
+
+def step_of_best(workdir: Path) -> int | None:
+    """The step in RUN/best; None where there is none yet."""
+    folder = workdir / "best"
+    return (
+        export.describe(folder)["step"] if (folder / "config.json").exists() else None
+    )
 
 
 def loop(
@@ -167,13 +179,18 @@ def loop(
         earlier, rounds = rounds, learning.rounds(config, done - 1)
         if rounds > earlier:
             state = state._replace(maker=jax.tree.map(jnp.copy, state.ema_params))
+            if run.checkpoints.latest_step() != done - 1:
+                run.checkpoints.save(done - 1, state)  # making pairs takes minutes
         if rounds > earlier or (rounds and advance is None):
             assert run.on_device is not None  # checked with the data
             data = iter(())  # those made before give way
             with log.aside():
-                data = itertools.repeat(
-                    run.on_device | make_pairs(state.maker, run.on_device, rounds)
+                made = make_pairs(
+                    state.maker, run.on_device, rounds, lambda: interruption.asked
                 )
+            if stop := made is None:
+                break
+            data = itertools.repeat(run.on_device | made)
         if advance is None or rounds > earlier == 0:
             print("compiling the step", flush=True)
             first = next(data)
@@ -192,16 +209,16 @@ def loop(
         trace.after(done, values)
         last = done == config.steps
         stop = interruption.agreed(done)
-        if done % config.sample_every == 0 and not last and not stop:
-            log.flush()
-            with log.aside():
-                viewer.show(state)
         turning = done == learning.cooldown_begins(config)
         if done % config.checkpoint.every == 0 or turning or last or stop:
             log.flush()  # saving waits for the device anyway
             run.checkpoints.save(done, state)
         if stop:
             break
+        if done % config.sample_every == 0 and not last:
+            log.flush()
+            with log.aside():
+                viewer.show(state)
     log.flush()
     trace.close()
     return state, not stop
@@ -218,26 +235,27 @@ def finish(run: Run, state: step.TrainState, viewer: Viewer) -> None:
     viewer.show(state, translated)
     if parallel.is_leader():
         card.write(folder)
-    if (run.workdir / "best" / "config.json").exists():
-        report_best(run.workdir, run.config, run.splits)
+    report_best(run.workdir, run.config, run.splits)
 
 
 def report_best(workdir: Path, config: ConfigDict, splits: DataSet) -> None:
     """Evaluates the artefact of the best step, where that is not the last one."""
-    last, folder = workdir / "export", workdir / "best"
+    last, folder, best = workdir / "export", workdir / "best", step_of_best(workdir)
+    if best is None:
+        return
     weights = judge.Weights.of(config)
-    step_of_best = export.describe(folder)["step"]
     print(
-        f"best: step {step_of_best} in {folder}, by {weights.score} on the "
+        f"best: step {best} in {folder}, by {weights.score} on the "
         + (
             "validation sets"
-            if len(splits.valid_source)
+            if judge.chosen_by(splits)[0] is splits.valid_source
             else "test sets (so its figures flatter; the last step's do not)"
         )
     )
-    if step_of_best == config.steps:
+    if best == config.steps:
         if parallel.is_leader():
-            shutil.copytree(last, folder, dirs_exist_ok=True)
+            for path in export.measured(last):
+                shutil.copy(path, folder)
         return
     evaluate.report(export.load(folder), splits, folder, weights=weights)
     if parallel.is_leader():

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import sys
 
 import jax
@@ -21,6 +22,8 @@ from eotjax.data import images
 from eotjax.diffusion import noise
 from eotjax.errors import UserError
 from eotjax.evaluation import judge
+from eotjax.training import refit
+from eotjax.training.checkpoint import Checkpoints
 from eotjax.transport import whole
 
 
@@ -73,6 +76,33 @@ def test_the_best_step_is_the_one_of_the_lowest_score(smoke, tmp_path, monkeypat
     for name in ("best", "export"):
         assert (tmp_path / name / "evaluation.json").exists()
         assert "# digits" in (tmp_path / name / "README.md").read_text()
+
+
+def test_the_best_step_is_of_this_run(smoke, tmp_path, monkeypatch, interrupt):
+    """Where going back drops the score of what RUN/best holds, it counts no more."""
+    values = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(judge, "selection", lambda *_: lambda *_: next(values))
+    config = smoke(steps=6, sample_every=2, checkpoint__every=2, checkpoint__keep=5)
+    interrupt(5)
+    assert not train.train(config, tmp_path)
+    assert train.step_of_best(tmp_path) == 4
+    for later in ("4", "5"):
+        shutil.rmtree(tmp_path / "checkpoints" / later, ignore_errors=True)
+    values = iter([4.0, 2.0])
+    interrupt(None)
+    assert train.train(config, tmp_path)
+    assert [line["frechet"] for line in lines(tmp_path, "scores")] == [3.0, 4.0, 2.0]
+    assert train.step_of_best(tmp_path) == 6
+
+
+def test_parameters_lie_in_the_best_steps_folder_once(trained):
+    sizes = {
+        name: sum(
+            path.stat().st_size for path in (trained / name / "params").rglob("*")
+        )
+        for name in ("best", "export")
+    }
+    assert sizes["best"] < 1.5 * sizes["export"]
 
 
 def test_the_last_step_translates_its_test_images_once(smoke, tmp_path, monkeypatch):
@@ -197,6 +227,44 @@ def test_pairs_that_a_bridge_makes_outlast_a_restart(
     assert lines(tmp_path / "plan")[-1]["loss"] != lines(tmp_path / "cut")[-1]["loss"]
 
 
+def test_a_signal_while_pairs_are_made_loses_no_step(vectors, tmp_path, monkeypatch):
+    config = vectors(
+        steps=4,
+        log_every=1,
+        checkpoint__every=1_000,
+        estimator__name="bridge",
+        estimator__direction="both",
+        refit__after=3,
+        refit__steps=2,
+    )
+    report = refit.Progress.update
+
+    def signalled(self, count):
+        report(self, count)
+        signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refit.Progress, "update", signalled)
+        assert not train.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "3").is_dir()
+    assert [line["step"] for line in lines(tmp_path / "run")] == [1, 2, 3]
+    assert train.train(config, tmp_path / "run")
+
+
+def test_a_signal_while_the_last_state_is_saved_is_heard(
+    vectors, tmp_path, monkeypatch
+):
+    close = Checkpoints.close
+
+    def signalled(self):
+        close(self)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "close", signalled)
+    assert not train.train(vectors(steps=2), tmp_path / "run")
+    assert not (tmp_path / "run" / "export").exists()
+
+
 def test_noise_like_the_images_is_measured_once_and_exported(
     smoke, tmp_path, interrupt, monkeypatch
 ):
@@ -305,6 +373,18 @@ def test_a_run_does_not_go_on_with_other_data(vectors, tmp_path):
             train.train(config, tmp_path / "run")
     np.savez(path, **arrays | {"testA": arrays["testA"][1:]})
     assert train.train(config, tmp_path / "run")  # none of its steps saw that
+
+
+def test_a_run_does_not_go_on_with_other_features(vectors, tmp_path):
+    path = tmp_path / "features.npz"
+    rng = np.random.default_rng(0)
+    arrays = {"trainA": rng.normal(size=(30, 2)), "trainB": rng.normal(size=(20, 2))}
+    np.savez(path, **{name: np.float32(x) for name, x in arrays.items()})
+    config = vectors(steps=2, coupling__cost="features", coupling__features=str(path))
+    assert train.train(config, tmp_path / "run")
+    np.savez(path, **{name: np.float32(-2 * x) for name, x in arrays.items()})
+    with pytest.raises(UserError, match=r"coupling.features is not what the run in"):
+        train.train(config, tmp_path / "run")
 
 
 def test_changed_images_are_refused_before_any_is_decoded(

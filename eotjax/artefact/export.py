@@ -32,6 +32,11 @@ MEASURED = ("evaluation.json", "README.md", "translations*.png", "ranked*.png")
 CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
 
 
+def measured(folder: Path) -> list[Path]:
+    """The files in an artefact's folder that its evaluation wrote."""
+    return [path for pattern in MEASURED for path in folder.glob(pattern)]
+
+
 def save(
     path: str | Path,
     *,
@@ -60,9 +65,8 @@ def save(
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     # Until it is written anew the artefact is none; what was measured is of another.
-    for pattern in ("config.json", *MEASURED):
-        for stale in path.glob(pattern):
-            stale.unlink(missing_ok=True)
+    for stale in (path / "config.json", *measured(path)):
+        stale.unlink(missing_ok=True)
     network = params.network if isinstance(params, latents.Model) else params
     checkpoint.save_tree(path / "params", network)
     if not parallel.is_leader():

@@ -148,7 +148,7 @@ def rounds(config: ConfigDict, step: int) -> int:
 
 def pair_maker(
     config: ConfigDict, shape: Shape, mesh: Mesh
-) -> Callable[[step.Params, step.Data, int], step.Data]:
+) -> Callable[..., step.Data | None]:
     """Wires the making of a bridge's own pairs, by its process, which may be guided."""
     own = config.copy_and_resolve_references()
     own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps

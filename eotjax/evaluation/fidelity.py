@@ -24,6 +24,19 @@ SMALLEST_SIDE = 16  # pixels that VGG-16's four poolings leave one of
 PAIRS_AT_ONCE = 8  # bounds what VGG-16 takes: some 0.2 GB a pair of 256x256
 
 
+def check(
+    shape: tuple[int, ...], inception: str | Path | None, lpips: str | Path | None
+) -> None:
+    """Raises UserError where images of `shape` cannot be measured by these weights."""
+    if inception or lpips:
+        _library()
+    if inception:
+        _existing(Path(inception), INCEPTION_WEIGHTS)
+    if lpips:
+        _check_sides(*shape[:2])
+        _vgg16(_existing(Path(lpips), LPIPS_WEIGHTS))
+
+
 def distribution(
     translated: UInt8[np.ndarray, "n h w c"],
     target: UInt8[np.ndarray, "m h w c"],
@@ -104,15 +117,10 @@ def lpips(
       UserError: images of fewer pixels, torch-fidelity is not installed, or a file of
         weights is missing or holds something else.
     """
-    height, width = source.shape[1:3]
-    if min(height, width) < SMALLEST_SIDE:
-        raise UserError(
-            f"LPIPS needs images of {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels or more, "
-            f"but these have {height}x{width}; translate larger ones."
-        )
+    _check_sides(*source.shape[1:3])
     library = _library()
     path = _existing(Path(weights), LPIPS_WEIGHTS)
-    vgg16 = _existing(path.parent / VGG16_WEIGHTS, VGG16_WEIGHTS)
+    vgg16 = _vgg16(path)
     import torch
 
     with (
@@ -129,6 +137,18 @@ def lpips(
             for x, y in zip(*batches, strict=True)
         ]
     return torch.cat(distances).numpy()
+
+
+def _check_sides(height: int, width: int) -> None:
+    if min(height, width) < SMALLEST_SIDE:
+        raise UserError(
+            f"LPIPS needs images of {SMALLEST_SIDE}x{SMALLEST_SIDE} pixels or more, "
+            f"but these have {height}x{width}; translate larger ones."
+        )
+
+
+def _vgg16(lpips: Path) -> Path:
+    return _existing(lpips.parent / VGG16_WEIGHTS, VGG16_WEIGHTS)
 
 
 def _library() -> ModuleType:

@@ -86,6 +86,7 @@ class Weights:
             "these are vectors, which no classifier sees: leave inception, lpips and "
             "classifier out.",
         )
+        fidelity.check(shape, self.inception, self.lpips)
         if self.classifier:
             classifiers.load(self.classifier, self.classifier_weights)
 
@@ -200,17 +201,20 @@ class Judge:
             np.median(measures.nearest_distance(x.features, known))
             for x in (seen, wanted)
         )
-        values = {
-            "feature_kid": 100
-            * measures.kernel_distance(seen.features, wanted.features),
-            "feature_frechet": measures.frechet_distance(
-                seen.features, wanted.features
-            ),
-            "novelty": float(near / usual),
-        }
+        values: measures.Row = {}
+        if self._several:
+            sides = seen.features, wanted.features
+            values["feature_kid"] = 100 * measures.kernel_distance(*sides)
+            values["feature_frechet"] = measures.frechet_distance(*sides)
+        values["novelty"] = float(near / usual)
         if self._weights.wanted >= 0:
             values["recognised"] = float(np.mean(seen.top1 == self._weights.wanted))
         return values
+
+    @property
+    def _several(self) -> bool:
+        """Whether a distribution can be told from the test images of either side."""
+        return min(len(self.source), len(self.target)) > 1
 
     def frechet(self, y: np.ndarray) -> float:
         """Frechet distance of the features of translations and test targets."""
@@ -229,13 +233,13 @@ class Judge:
         return self._to_float(self._training_targets(found))
 
     def realism(self, y: np.ndarray) -> Float[np.ndarray, "n"]:
-        """Distance of each translation's features to the nearest training target's."""
+        """Distance of each translation's features to those of some training targets."""
         return measures.nearest_distance(self.features(y), self.features(self._known))
 
     def row(self, y: np.ndarray, seen: Seen | None) -> measures.Row:
         """Every measure of the translations y of the test sources, `seen` as `look`."""
         values = {"transport_cost": measures.transport_cost(self.source, y)}
-        if min(len(self.source), len(self.target)) > 1:
+        if self._several:
             values["frechet"] = self.frechet(y)
         if self._is_image:
             values["structure"] = measures.structure(self.source, y)
@@ -257,6 +261,12 @@ class Judge:
         return values
 
 
+def chosen_by(splits: DataSet) -> tuple[domains.Domain, domains.Domain]:
+    """What the best step is chosen on: validation or, without such, test images."""
+    valid = splits.valid_source, splits.valid_target
+    return valid if min(map(len, valid)) else (splits.test_source, splits.test_target)
+
+
 def selection(
     translator: Translator, splits: DataSet, weights: Weights
 ) -> Callable[..., float]:
@@ -266,10 +276,8 @@ def selection(
     such), the mean over the trained directions. `known` are translations of all test
     sources by direction, of a translator that has translated them already.
     """
-    sides = (splits.valid_source, splits.valid_target)
-    validated = len(sides[0]) > 0
-    if not validated:
-        sides = (splits.test_source, splits.test_target)
+    sides = chosen_by(splits)
+    validated = sides[0] is splits.valid_source
     source, target = (domains.sample(x, SELECTION) for x in sides)
     few = splits._replace(test_source=source, test_target=target)
     judges = {

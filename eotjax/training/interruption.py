@@ -21,7 +21,7 @@ class Interruption:
     """
 
     def __enter__(self) -> "Interruption":
-        self._asked = False
+        self.asked = False  # by a signal, where one process trains
         numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
         self._before = {n: signal.signal(n, self._ask) for n in numbers}
         self._read, self._written = socket.socketpair()
@@ -37,7 +37,7 @@ class Interruption:
         self._written.close()
 
     def _ask(self, _number, _frame) -> None:
-        self._asked = True
+        self.asked = True
 
     def _answer(self) -> None:
         """Until the socket is closed."""
@@ -60,4 +60,4 @@ class Interruption:
         """Whether to stop after step `done`; the same on every process."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(done)
-        return self._asked
+        return self.asked

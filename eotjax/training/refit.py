@@ -112,8 +112,10 @@ def maker(
     at_once: int,
     seed: int,
     mesh: Mesh,
-) -> Callable[[PyTree, Data, int], Data]:
-    """Builds make(params, data, number): the ends of all views, both ways.
+) -> Callable[..., Data | None]:
+    """Builds make(params, data, number, stop): the ends of all views, both ways.
+
+    None where `stop()`, asked now and then, has said so.
 
     Args:
       bridge: the sampler.
@@ -140,13 +142,20 @@ def maker(
 
     programs = {side: jitted(side) for side in SIDES}
 
-    def make(params: PyTree, data: Data, number: int) -> Data:
+    def make(
+        params: PyTree,
+        data: Data,
+        number: int,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Data | None:
         counts = {side: copies * len(data[side]) for side in SIDES}
         report = Progress("making pairs", sum(counts.values()), "images")
         ends = {FIRST: parallel.put(np.int32(number * copies), whole)}
         for side, other in (SIDES, SIDES[::-1]):
             parts = []
             for index, new in filled(counts[side], at_once):
+                if stop():
+                    return None
                 rows = parallel.put(index, cut)
                 part = programs[side](params, data, jnp.uint32(number), rows)
                 parts.append(np.asarray(part)[:new])

@@ -13,7 +13,7 @@ import scipy.linalg
 
 from eotjax.data import images
 from eotjax.errors import UserError
-from eotjax.evaluation import fidelity
+from eotjax.evaluation import fidelity, judge
 
 torch_fidelity = pytest.importorskip(
     "torch_fidelity", reason="the extra fid is not installed"
@@ -234,6 +234,19 @@ def test_weights_that_are_missing_are_named(name, tmp_path):
     path = tmp_path / "weights.pth"
     with pytest.raises(UserError, match=f"no file of weights {path}; .* {name} there"):
         measures(path)[name]()
+
+
+def test_what_is_missing_is_told_before_anything_is_translated(tmp_path):
+    path = tmp_path / "weights.pth"
+    for name in ("inception", "lpips"):
+        with pytest.raises(UserError, match=r"no file of weights .*weights\.pth"):
+            judge.Weights(**{name: str(path)}).check((32, 32, 3))
+    path.touch()
+    judge.Weights(inception=str(path)).check((32, 32, 3))
+    with pytest.raises(UserError, match=fidelity.VGG16_WEIGHTS):
+        judge.Weights(lpips=str(path)).check((32, 32, 3))
+    with pytest.raises(UserError, match="16x16 pixels or more"):
+        judge.Weights(lpips=str(path)).check((8, 32, 3))
 
 
 def test_vgg16_that_does_not_lie_beside_the_weights_of_lpips_is_named(tmp_path):
