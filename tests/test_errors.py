@@ -11,6 +11,7 @@ import pytest
 from configs import default, folder, npz
 from eotjax import UserError, train
 from eotjax import command as commands
+from eotjax.build import checks
 
 ROOT = Path(__file__).parents[1]
 
@@ -134,6 +135,9 @@ def refusal(config, workdir) -> str:
         ("data.crop_margin", -1, "negative"),
         ("model.multipliers", (), "one or more"),
         ("model.width", 2, "at least 4"),
+        ("model.head_channels", 0, "at least 1"),
+        ("estimator.moments", (1.0, 0.5), "three numbers"),
+        ("seed", -1, "0 or more"),
         ("model.dropout", 1.0, "0 to 1"),
         ("schedule.sigma_min", 60.0, "below schedule.sigma_max"),
         ("schedule.log_snr_min", 20.0, "below schedule.log_snr_max"),
@@ -190,3 +194,25 @@ def test_arrays_of_another_size_than_the_config_says_are_refused(tmp_path):
     said = refusal(config, tmp_path / "run")
     assert "28x28x1" in said
     assert "data.image_size = (28, 28)" in said
+
+
+def test_a_validation_share_that_leaves_nothing_to_train_on_is_refused(
+    image_folder, tmp_path
+):
+    config = folder.get_config("smoke")
+    config.data.path, config.data.validation = str(image_folder), 0.99
+    assert "leaves none of the" in refusal(config, tmp_path / "run")
+
+
+def test_vectors_are_not_tinted(vectors, tmp_path):
+    config = vectors(data__tint=True, data__channels=1)
+    assert "vectors have no colours" in refusal(config, tmp_path / "run")
+
+
+def test_groups_count_only_where_plans_are_of_groups():
+    config = folder.get_config("photos")
+    config.batch_size = 24  # which does not fit group_size, 64
+    checks.check_config(config, 1)
+    config.coupling.method = "entropic"
+    with pytest.raises(UserError, match="neither divides"):
+        checks.check_config(config, 1)

@@ -26,6 +26,7 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     """Raises UserError where the numbers of a config do not fit each other."""
     c = config
     check_numbers(c)
+    require(c.seed >= 0, f"seed is {c.seed}; give 0 or more.")
     for name, size in (
         ("batch_size", c.batch_size),
         ("sampling.batch_size", c.sampling.batch_size),
@@ -43,13 +44,15 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         f"multiple of the {num_devices} devices, or 0.",
     )
     group, draws = c.coupling.group_size, c.coupling.draws
+    grouped = c.coupling.method != "whole"
     require(
-        group > 0 and (c.batch_size % group == 0 or group % c.batch_size == 0),
+        not grouped
+        or (group > 0 and (c.batch_size % group == 0 or group % c.batch_size == 0)),
         f"coupling.group_size {group} neither divides batch_size {c.batch_size} nor is "
         "a multiple of it; take one that does or is.",
     )
     require(
-        draws == 1 or group * draws % c.batch_size == 0,
+        not grouped or draws == 1 or group * draws % c.batch_size == 0,
         f"a plan's {group} * {draws} pairs (coupling.group_size * coupling.draws) do "
         f"not fill batches of {c.batch_size}; make them a multiple of batch_size.",
     )
@@ -64,6 +67,7 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         ("coupling.max_iterations", c.coupling.max_iterations),
         ("coupling.pool", c.coupling.pool),
         ("model.patch", c.model.patch),
+        ("model.head_channels", c.model.head_channels),
         ("refit.copies", c.refit.copies),
         ("refit.steps", c.refit.steps),
         ("coupling.components", c.coupling.components),
@@ -104,6 +108,11 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
     require(
         c.estimator.epsilon >= 0,
         f"estimator.epsilon is {c.estimator.epsilon}; it must not be negative.",
+    )
+    require(
+        len(c.estimator.moments) in (0, 3),
+        f"estimator.moments is {tuple(c.estimator.moments)}; give three numbers, or "
+        "none: ().",
     )
     choose(dict.fromkeys(("white", "images")), c.estimator.noise, "estimator.noise")
     require(
@@ -317,6 +326,7 @@ def check_shape(config: ConfigDict, shape: Shape) -> None:
     pooled = config.coupling.cost == "pooled"
     if len(shape) == 1:
         require(not pooled, "vectors cannot be pooled; choose another coupling.cost.")
+        require(not config.data.tint, "vectors have no colours; set data.tint = False.")
         require(
             not config.latent.weights,
             "only images have latents; set latent.weights = ''.",

@@ -13,7 +13,7 @@ from eotjax import remote
 from eotjax.build.checks import Shape, check_arrays, check_shape
 from eotjax.data import batch, domains, images, sources
 from eotjax.data.domains import DataSet, Domain, Four
-from eotjax.errors import UserError, choose, gather
+from eotjax.errors import UserError, choose, gather, require
 from eotjax.transport import known_plan
 from eotjax.transport.known_plan import KnownPlan
 
@@ -147,6 +147,11 @@ def cut(
             f"data.validation {share} of the {len(rows)} images in {names[0]} are "
             f"{len(held)}; it takes two or more: raise it, or set it to 0."
         )
+    require(
+        len(held) < len(rows),
+        f"data.validation {share} leaves none of the {len(rows)} images in {names[0]} "
+        "to train on; lower it.",
+    )
     valid, rows = domains.take(stored, rows[held]), np.delete(rows, held)
     trained = np.isin(np.arange(len(stored)), rows)
     return Side(domains.take(stored, rows), valid, test, trained)

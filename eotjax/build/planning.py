@@ -237,15 +237,16 @@ class Trials(NamedTuple):
 
 
 def steps_of_plan(config: ConfigDict) -> int:
-    """How many steps a plan of a group lasts."""
+    """How many steps draw anew before there is another plan; 1 for a whole one."""
     c = config.coupling
+    if c.method == "whole":
+        return 1
     return max(c.group_size * c.draws // config.batch_size, 1)
 
 
 def first_step_of_plan(config: ConfigDict, step: int) -> int:
     """Where the plan of step `step` + 1 was solved, counted from 0."""
-    whole = config.coupling.method == "whole"
-    return step if whole else step - step % steps_of_plan(config)
+    return step - step % steps_of_plan(config)
 
 
 def try_groups(

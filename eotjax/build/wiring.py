@@ -70,7 +70,7 @@ def network(config: ConfigDict, shape: Shape) -> MLP | UNet:
 
 
 def labels(config: ConfigDict) -> int:
-    """How many labels the network tells apart: see `estimators.Label`."""
+    """How many labels the network tells apart: see `conditional.Label`."""
     if config.estimator.condition_dropout:
         return 4
     return 2 if config.estimator.direction == "both" else 1
@@ -164,7 +164,7 @@ def sample(config: ConfigDict, shape: Shape, done: int | None = None) -> Sample:
     """Wires a pure function from source images (or vectors) to translations.
 
     Translation i is a function of seed, number[i], direction[i] and source[i] alone.
-    With `done` it is where the sampler is after so many of its steps.
+    With `done` it is where the sampler is after so many of its steps (its restart 0).
     """
     between_points = sample_points(config, shape, done)
 
