@@ -64,8 +64,9 @@ def get_config(variants: str = "") -> ConfigDict:
     c.coupling.epsilon = 0.02  # entropic regularisation of the cost |x - y|^2 / 2
     c.coupling.relative = "mean"  # epsilon is in units of the cost's mean, std, or ""
     c.coupling.entropy = 0.0  # find the epsilon whose plan has this entropy; 0: do not
-    c.coupling.tau_source = 1.0  # below 1 a plan may leave outliers of a side out:
-    c.coupling.tau_target = 1.0  # rho / (rho + epsilon), rho weighing its marginal
+    c.coupling.tau_source = 1.0  # below 1 a plan may leave sources out: it is
+    # rho / (rho + epsilon), rho the weight of their marginal
+    c.coupling.tau_target = 1.0  # the same of targets
     c.coupling.cost = "pixels"  # where it is taken: pixels, pooled, pca or features
     c.coupling.pool = 4  # pooled: pixels a side of the cells that are averaged
     c.coupling.components = 64  # pca: fitted on the training sets
@@ -83,10 +84,10 @@ def get_config(variants: str = "") -> ConfigDict:
     # strays most half-way, by sqrt(epsilon) / 2, in images of range 2: so 3, a usual
     # plan's at 16x16, drowns them in noise half-way, and 0.05 lets them show through.
     c.estimator.noise = "white"  # bridge: or images, with their covariance
-    c.estimator.spectrum = ""  # bridge, images: of its noise, in a word; "": measured
+    c.estimator.spectrum = ""  # bridge, images: of its noise, as text; "": measured
     c.estimator.rho = 0.5  # cmde: the condition is noised rho times as fast
     c.estimator.direction = "forward"  # both: one network for both ways of the plan
-    c.estimator.condition_dropout = 0.0  # share of examples without it, for guidance
+    c.estimator.condition_dropout = 0.0  # share of examples that hide it, for guidance
     c.estimator.prediction = "v"  # of the network: v, noise or data; a bridge has v,
     # its drift, and data, exact at the end
     c.estimator.moments = ()  # bridge, data: E x^2, E y^2, E x y a value; (): measured
@@ -116,7 +117,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.model.attention = (16,)  # heights with self-attention, of the levels' own
     c.model.head_channels = 64  # channels of one attention head
     c.model.dropout = 0.0
-    c.model.remat = False  # recompute activations: less memory, a third more time
+    c.model.remat = False  # recompute activations, for less memory: 15 % more FLOPs
     c.model.sharded = False  # cut parameters, their average and the optimiser's state
     # over the devices (FSDP); else each device holds them whole
     c.model.dtype = "auto"  # bfloat16, float32; auto: what the device is fast at
@@ -133,8 +134,8 @@ def get_config(variants: str = "") -> ConfigDict:
     c.optimizer.ema_decay = 0.999  # of the averaged parameters that are exported
 
     c.sampling = ConfigDict()
-    c.sampling.solver = "ancestral"  # or ddim; not for cdiffe and cmde: heun,
-    # dpmpp_2m and dpmpp_2m_sde
+    c.sampling.solver = "ancestral"  # or ddim; cde and bridge also heun, dpmpp_2m
+    # and dpmpp_2m_sde
     c.sampling.steps = 50
     c.sampling.guidance = 1.0  # weight of the condition; else needs condition_dropout,
     # or, for a bridge, both directions: then it leads away from the sources' domain
