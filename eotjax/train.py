@@ -146,7 +146,7 @@ def viewer_of(run: Run, writer: logging.Writer) -> Viewer:
     sides = judge.chosen_by(run.splits)
     if run.config.data.kind != "known_plan" and min(map(len, sides)) > 1:
         score = judge.selection(run.translator(run.state), run.splits, weights)
-        kept = step_of_best(run.workdir) in before  # else it was another run's
+        kept = step_of_best(run.workdir) in before  # else going back dropped it
         best = Best(score, before.values() if kept else ())
     return Viewer(run, writer, weights, best, before)
 
@@ -178,9 +178,10 @@ def loop(
     for done in range(start + 1, config.steps + 1):
         earlier, rounds = rounds, learning.rounds(config, done - 1)
         if rounds > earlier:
-            state = state._replace(maker=jax.tree.map(jnp.copy, state.ema_params))
             if run.checkpoints.latest_step() != done - 1:
+                log.flush()
                 run.checkpoints.save(done - 1, state)  # making pairs takes minutes
+            state = state._replace(maker=jax.tree.map(jnp.copy, state.ema_params))
         if rounds > earlier or (rounds and advance is None):
             assert run.on_device is not None  # checked with the data
             data = iter(())  # those made before give way

@@ -76,8 +76,8 @@ run() {
   printf -v train ' %q' "$@"
   while true; do
     local status=0 now
-    { ready && everywhere "cd eotjax && .venv/bin/python -m eotjax.main --distributed$train"; } ||
-      status=$?
+    { ready && had=yes &&
+      everywhere "cd eotjax && .venv/bin/python -m eotjax.main --distributed$train"; } || status=$?
     if ((status == 0)) || [[ $dry ]]; then return; fi
     now=$(state)
     if [[ $now != NONE ]]; then had=yes; fi

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from eotjax import parallel, remote
+from eotjax import atomic, parallel, remote
 from eotjax.artefact import stablehlo
 from eotjax.artefact.translator import Translator, with_sampling
 from eotjax.build import wiring
@@ -97,7 +97,7 @@ def save(
     if isinstance(params, latents.Model):
         c = config.latent
         description["autoencoder"] = {"weights": c.weights, "license": c.license}
-    (path / "config.json").write_text(json.dumps(description, indent=2) + "\n")
+    atomic.write_text(path / "config.json", json.dumps(description, indent=2) + "\n")
 
 
 def _digest(params: PyTree) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from filelock import FileLock
 from ml_collections import ConfigDict
 
 from eotjax import atomic, caches
@@ -76,7 +75,7 @@ def _from_file(
     path = folder / f"{_digest(config, domain, space)}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # one process encodes for all
+        with atomic.alone(path.with_suffix(".lock")):  # one process encodes for all
             if not path.exists():
                 views = 2 if config.data.flip else 1
                 found = encode(domain, space, views=views, label=f"encoding {name}")

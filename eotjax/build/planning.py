@@ -237,7 +237,7 @@ class Trials(NamedTuple):
 
 
 def steps_of_plan(config: ConfigDict) -> int:
-    """How many steps draw anew before there is another plan; 1 for a whole one."""
+    """How many steps a plan of a group lasts; 1 where one plan serves all."""
     c = config.coupling
     if c.method == "whole":
         return 1

@@ -134,7 +134,7 @@ class Plan(NamedTuple):
     Attributes:
       epsilon: in units of the cost; None where no run has claimed the folder.
       moments: second moments of the pairs; None where nothing needs them.
-      spectrum: of the noise, in a word; empty where it is white.
+      spectrum: of the noise, as text; empty where it is white.
       data: fingerprints of the training sets, the autoencoder and the features for the
         cost, as far as there are such; none where it was not written down.
       begun: the artefact that it began from, in words; empty where it began anew.

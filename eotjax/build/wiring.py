@@ -164,7 +164,8 @@ def sample(config: ConfigDict, shape: Shape, done: int | None = None) -> Sample:
     """Wires a pure function from source images (or vectors) to translations.
 
     Translation i is a function of seed, number[i], direction[i] and source[i] alone.
-    With `done` it is where the sampler is after so many of its steps (its restart 0).
+    With `done` it is where the sampler is after so many of its steps, which must not go
+    back: `sampling.restart` 0.
     """
     between_points = sample_points(config, shape, done)
 

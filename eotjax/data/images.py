@@ -89,7 +89,7 @@ def decode(
 def _reason(error: Exception) -> str:
     """What is wrong, without the path that Pillow and Python add."""
     if isinstance(error, UnidentifiedImageError):
-        return "no image that Pillow knows"
+        return "no image of a format that is read here"
     strerror = error.strerror if isinstance(error, OSError) else None
     return strerror or str(error) or type(error).__name__
 

@@ -297,8 +297,9 @@ class Bridge:
         end = sampler.integrate(step, keys, sampler.begin(source, times), times)[0]
         if not self.restart:
             return end
-        later = [time for time in np.asarray(times) if time > self.restart + SHORTEST]
-        rest = jnp.asarray([self.restart, *later], times.dtype)
+        *before, last = np.asarray(times)
+        later = [time for time in before if time > self.restart + SHORTEST]
+        rest = jnp.asarray([self.restart, *later, last], times.dtype)
         t, again = rest[0], sampler.fold_in(keys, len(times))
         noise = _noise(again, end, self.spectrum)
         x_t = _between(source, end, t, jnp.sqrt(self.epsilon * t), noise)

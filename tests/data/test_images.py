@@ -279,7 +279,7 @@ def test_a_program_that_is_named_an_image_is_not_run(tmp_path):
     """Pillow would hand PostScript to Ghostscript, where that is installed."""
     path = tmp_path / "x.png"
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n{} loop\n")
-    with pytest.raises(UserError, match="no image that Pillow knows"):
+    with pytest.raises(UserError, match="no image of a format that is read"):
         images.decode(path, size=(8, 8), channels=3)
 
 

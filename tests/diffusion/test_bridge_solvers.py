@@ -1,5 +1,6 @@
 """A bridge's samplers: their orders, their noise, guidance, and what they keep."""
 
+import dataclasses
 import math
 
 import jax
@@ -312,6 +313,26 @@ def test_going_back_leaves_the_law_of_the_pairs(name):
     # From there on it is another draw.
     left = np.corrcoef(once[:, 0] - source[:, 0], twice[:, 0] - source[:, 0])[0, 1]
     assert left < 0.95
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("before", [1e-7, 0.01])
+def test_going_back_to_just_before_a_step_is_as_going_back_to_it(name, before):
+    """Of second order a step is extrapolated by its length over the last one's."""
+    case, n = in_1d(), 2_000
+    bridge = Bridge(case.epsilon)
+    solver = bridge.solvers[name]
+    times = solver.times(10)
+    source = jnp.float32(np.random.default_rng(0).normal(case.a, 1, (n, 1)))
+
+    def ends(restart):
+        back = dataclasses.replace(bridge, restart=restart)
+        keys = jax.random.split(jax.random.key(1), n)
+        network = exact(back, case.to_y)
+        return back.sample(network, keys, source, forward(source), times, solver.step)
+
+    at = float(times[6])
+    np.testing.assert_allclose(ends(at - before).std(), ends(at).std(), rtol=0.1)
 
 
 def test_times_to_both_ends_mirror_each_other():
