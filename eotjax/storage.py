@@ -7,8 +7,6 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from uuid import uuid4
 
-from filelock import FileLock
-
 from eotjax import atomic
 from eotjax.errors import UserError, reason, require
 from eotjax.progress import Progress
@@ -57,7 +55,7 @@ class Copy:
         """Makes the copy what is there, but for what only this machine has changed."""
         place = self._notes_path.parent
         place.mkdir(parents=True, exist_ok=True)
-        with FileLock(place / ".lock"):  # processes may share what they read
+        with atomic.alone(place / ".lock"):  # processes may share what they read
             self._read_notes()
             self._fetch()
 
