@@ -202,13 +202,13 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
 
 def beside_images(config: ConfigDict, space: Autoencoder | None) -> tuple[str, str]:
     """Fingerprints of autoencoder and features; empty where there is none."""
-    c, features = config.coupling, ""
-    if c.cost == "features" and c.features and c.method != "independent":
-        path = remote.fetched(c.features)
+    features, name = "", config.coupling.features
+    if name and dataset.takes_features(config):
+        path = remote.fetched(name)
         if path.is_file():  # else whoever reads it says so
             with path.open("rb") as file:
                 features = hashlib.file_digest(file, "sha256").hexdigest()
-    return latents.fingerprint(space) if space is not None else "", features
+    return export.digest(space) if space is not None else "", features
 
 
 def check_state(state: step.TrainState, layout: step.TrainState) -> None:

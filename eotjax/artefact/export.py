@@ -74,7 +74,7 @@ def save(
     params, network = jax.device_get((params, network))
     program = stablehlo.serialize(config, shape, params)
     (path / stablehlo.NAME).write_bytes(program)
-    sums = {"params": _digest(network), stablehlo.NAME: _sha256(path / stablehlo.NAME)}
+    sums = {"params": digest(network), stablehlo.NAME: _sha256(path / stablehlo.NAME)}
     if isinstance(params, latents.Model):
         latents.save(path / SPACE, params.space)
         sums[SPACE] = _sha256(path / SPACE)
@@ -100,7 +100,7 @@ def save(
     atomic.write_text(path / "config.json", json.dumps(description, indent=2) + "\n")
 
 
-def _digest(params: PyTree) -> str:
+def digest(params: PyTree) -> str:
     """The SHA-256 of all parameters, with their names, types and shapes."""
     digest = hashlib.sha256()
     for name, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -246,7 +246,7 @@ class _Described(NamedTuple):
 
 def _network(path: Path, described: _Described) -> PyTree:
     params = checkpoint.load_tree(path / "params", described.abstract)
-    _check(path, "params", _digest(params), described.sha256)
+    _check(path, "params", digest(params), described.sha256)
     return params
 
 

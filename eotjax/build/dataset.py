@@ -163,6 +163,12 @@ def evenly_spread(count: int, share: float) -> np.ndarray:
     return ((np.arange(number) + 0.5) * count / max(number, 1)).astype(int)
 
 
+def takes_features(config: ConfigDict) -> bool:
+    """Whether the plan is between features that the user brings."""
+    c = config.coupling
+    return c.cost == "features" and c.method != "independent"
+
+
 def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
     """The training sets and, where the user brings them, their features.
 
@@ -171,7 +177,7 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
     """
     sets = {"source": splits.train_source, "target": splits.train_target}
     c = config.coupling
-    if c.cost != "features" or c.method == "independent":
+    if not takes_features(config):
         return sets
     names = Four(*[config.data.train_source, config.data.train_target] * 2)
     found = sources.npz(c.features, names, key="coupling.features")

@@ -1,6 +1,5 @@
 """The space of a frozen autoencoder: images to standardised latents and back."""
 
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,14 +58,6 @@ def _of_channels(space: Autoencoder) -> tuple[Array, Array]:
     """Mean and deviation, as images are."""
     mean, deviation = map(jnp.asarray, (space.mean, space.deviation))
     return mean[None, None, None], deviation[None, None, None]
-
-
-def fingerprint(space: Autoencoder) -> str:
-    """A digest of all its parameters."""
-    digest = hashlib.sha256()
-    for leaf in jax.tree.leaves(space):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
 
 
 def save(path: Path, space: Autoencoder) -> None:
