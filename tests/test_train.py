@@ -26,6 +26,12 @@ from eotjax.training import refit
 from eotjax.training.checkpoint import Checkpoints
 from eotjax.transport import whole
 
+BOTH_WAYS = {  # a bridge that saves only where it must
+    "checkpoint__every": 1_000,
+    "estimator__name": "bridge",
+    "estimator__direction": "both",
+}
+
 
 def files(folder):
     """The contents of the files that eotjax itself writes, without orbax's."""
@@ -202,16 +208,8 @@ def test_pairs_that_a_bridge_makes_outlast_a_restart(
     vectors, tmp_path, interrupt, one_device, stop
 ):
     """Made after 4 steps and 6; the run is stopped before either, or between them."""
-    config = vectors(
-        steps=8,
-        checkpoint__every=1_000,
-        estimator__name="bridge",
-        estimator__direction="both",
-        refit__after=4,
-        refit__every=2,
-        refit__copies=2,
-        refit__steps=3,
-    )
+    own = {"refit__after": 4, "refit__every": 2, "refit__copies": 2, "refit__steps": 3}
+    config = vectors(steps=8, **BOTH_WAYS, **own)
     interrupt(None)
     assert train.train(config, tmp_path / "whole")
     interrupt(stop)
@@ -228,15 +226,8 @@ def test_pairs_that_a_bridge_makes_outlast_a_restart(
 
 
 def test_a_signal_while_pairs_are_made_loses_no_step(vectors, tmp_path, monkeypatch):
-    config = vectors(
-        steps=4,
-        log_every=1,
-        checkpoint__every=1_000,
-        estimator__name="bridge",
-        estimator__direction="both",
-        refit__after=3,
-        refit__steps=2,
-    )
+    own = {"refit__after": 3, "refit__steps": 2}
+    config = vectors(steps=4, log_every=1, **BOTH_WAYS, **own)
     report = refit.Progress.update
 
     def signalled(self, count):

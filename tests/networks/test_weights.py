@@ -116,6 +116,11 @@ def test_what_is_packed_is_not_unpacked(tmp_path, part, told):
         for name in stored.namelist():
             way = zipfile.ZIP_DEFLATED if name.endswith(part) else zipfile.ZIP_STORED
             packed.writestr(name, stored.read(name), way)
+        sizes = {x.filename: (x.compress_size, x.file_size) for x in packed.filelist}
+    (found,) = (sizes[name] for name in sizes if name.endswith(part))
+    assert found[0] < found[1]
+    if part == "data/0":
+        assert (tmp_path / "b.pth").stat().st_size < 10_000
     with pytest.raises(UserError, match=told):
         weights.read(tmp_path / "b.pth")
 
