@@ -41,7 +41,9 @@ def of_step(run: Run, done: int) -> tuple[Points, Points]:
             "longer kept; give a later step.",
         )
         make = learning.pair_maker(config, run.shape, run.mesh)
-        data = data | (make(run.state.maker, data, rounds) or {})
+        made = make(run.state.maker, data, rounds)
+        assert made is not None  # nothing stops it
+        data = data | made
     draw = jax.jit(run.training.pairs)
     held, first = run.state.held, planning.first_step_of_plan(config, at)
     if first < at:

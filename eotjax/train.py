@@ -154,9 +154,9 @@ def viewer_of(run: Run, writer: logging.Writer) -> Viewer:
 def step_of_best(workdir: Path) -> int | None:
     """The step in RUN/best; None where there is none yet."""
     folder = workdir / "best"
-    return (
-        export.describe(folder)["step"] if (folder / "config.json").exists() else None
-    )
+    if not (folder / "config.json").exists():
+        return None
+    return export.describe(folder)["step"]
 
 
 def loop(

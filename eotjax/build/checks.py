@@ -44,18 +44,18 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         f"multiple of the {num_devices} devices, or 0.",
     )
     group, draws = c.coupling.group_size, c.coupling.draws
-    grouped = c.coupling.method != "whole"
-    require(
-        not grouped
-        or (group > 0 and (c.batch_size % group == 0 or group % c.batch_size == 0)),
-        f"coupling.group_size {group} neither divides batch_size {c.batch_size} nor is "
-        "a multiple of it; take one that does or is.",
-    )
-    require(
-        not grouped or draws == 1 or group * draws % c.batch_size == 0,
-        f"a plan's {group} * {draws} pairs (coupling.group_size * coupling.draws) do "
-        f"not fill batches of {c.batch_size}; make them a multiple of batch_size.",
-    )
+    if c.coupling.method != "whole":
+        require(
+            group > 0 and (c.batch_size % group == 0 or group % c.batch_size == 0),
+            f"coupling.group_size {group} neither divides batch_size {c.batch_size} "
+            "nor is a multiple of it; take one that does or is.",
+        )
+        require(
+            draws == 1 or group * draws % c.batch_size == 0,
+            f"a plan's {group} * {draws} pairs (coupling.group_size * coupling.draws) "
+            f"do not fill batches of {c.batch_size}; make them a multiple of "
+            "batch_size.",
+        )
     for name, count in (
         ("steps", c.steps),
         ("log_every", c.log_every),

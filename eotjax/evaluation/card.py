@@ -53,8 +53,10 @@ def text(description: Mapping, evaluation: Mapping) -> str:
     )
     both = estimator["direction"] == "both"
     of_images = len(shape) > 1
-    things = "images" if of_images else "vectors"
-    arrays = "uint8 [n, h, w, c]" if of_images else "float32 [n, d]"
+    things, arrays, warning = "vectors", "float32 [n, d]", ""
+    if of_images:
+        things, arrays = "images", "uint8 [n, h, w, c]"
+        warning = ": it must not be taken for a photograph of what the source shows"
     source, target = data["train_source"], data["train_target"]
     name = data_name(config)
     lines = [
@@ -110,12 +112,7 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         "## Limits",
         "",
         f"It translates {things} like those of its training data. A translation is a "
-        "draw from a distribution, not a measurement"
-        + (
-            ": it must not be taken for a photograph of what the source shows."
-            if of_images
-            else "."
-        ),
+        f"draw from a distribution, not a measurement{warning}.",
     ]
     return "\n".join(lines) + "\n"
 

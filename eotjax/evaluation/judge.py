@@ -233,7 +233,7 @@ class Judge:
         return self._to_float(self._training_targets(found))
 
     def realism(self, y: np.ndarray) -> Float[np.ndarray, "n"]:
-        """Distance of each translation's features to those of some training targets."""
+        """How far each translation is from the nearest of some training targets."""
         return measures.nearest_distance(self.features(y), self.features(self._known))
 
     def row(self, y: np.ndarray, seen: Seen | None) -> measures.Row:
