@@ -47,10 +47,19 @@ struct Argument {
 struct Made {
   dnnl::primitive run;
   std::vector<Argument> inputs, outputs;
+  memory::desc scratch;
 };
 
+// Scratch memory is ours: oneDNN's own belongs to the thread that made the primitive,
+// and XLA calls from any.
+dnnl::primitive_attr OurScratch() {
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  return attributes;
+}
+
 // Runs the primitive of `key`, made if it is the first time. One runs at a time: each
-// uses all threads, and they share the memory that arguments are brought over in.
+// uses all threads, and they share scratch memory and what arguments are brought to.
 ffi::Error Run(std::vector<int64_t> key, const std::function<Made()>& make,
                const std::vector<void*>& inputs, const std::vector<void*>& outputs) {
   static std::mutex turn;
@@ -65,17 +74,19 @@ ffi::Error Run(std::vector<int64_t> key, const std::function<Made()>& make,
     std::unordered_map<int, memory> arguments;
     std::vector<std::pair<memory, memory>> after;
     size_t used = 0;
+    auto memory_of = [&](const memory::desc& description) {
+      auto& bytes = room[used++];
+      if (bytes.size() < description.get_size()) bytes.resize(description.get_size());
+      return memory(description, Cpu(), bytes.data());
+    };
+    arguments.emplace(DNNL_ARG_SCRATCHPAD, memory_of(made.scratch));
     auto bring = [&](const Argument& argument, void* data, bool in) {
       memory outside(argument.outside, Cpu(), data);
       if (argument.inside == argument.outside) {
         arguments.emplace(argument.id, outside);
         return;
       }
-      auto& bytes = room[used++];
-      if (bytes.size() < argument.inside.get_size()) {
-        bytes.resize(argument.inside.get_size());
-      }
-      memory inside(argument.inside, Cpu(), bytes.data());
+      memory inside = memory_of(argument.inside);
       if (in) dnnl::reorder(outside, inside).execute(stream, outside, inside);
       if (!in) after.emplace_back(inside, outside);
       arguments.emplace(argument.id, inside);
@@ -127,7 +138,7 @@ struct Convolution {
   dnnl::convolution_forward::primitive_desc Forward(memory::data_type target_type) const {
     return {Cpu(), dnnl::prop_kind::forward_training,
             dnnl::algorithm::convolution_direct, Source(type), AnyKernel(type), Bias(),
-            Target(target_type), stride, low, high};
+            Target(target_type), stride, low, high, OurScratch()};
   }
 };
 
@@ -142,7 +153,8 @@ ffi::Error Forward(Span stride, Span padding, Factor source, Factor kernel, Arra
             {{DNNL_ARG_SRC, c.Source(c.type), c.Source(c.type)},
              {DNNL_ARG_WEIGHTS, c.Kernel(c.type), forward.weights_desc()},
              {DNNL_ARG_BIAS, c.Bias(), c.Bias()}},
-            {{DNNL_ARG_DST, c.Target(kFloat32), c.Target(kFloat32)}}};
+            {{DNNL_ARG_DST, c.Target(kFloat32), c.Target(kFloat32)}},
+            forward.scratchpad_desc()};
   };
   return Run(c.Key(kForward), make,
              {source.untyped_data(), kernel.untyped_data(), bias.typed_data()},
@@ -158,11 +170,12 @@ ffi::Error ToInput(Span stride, Span padding, Factor target, Factor kernel,
     dnnl::convolution_backward_data::primitive_desc backward(
         Cpu(), dnnl::algorithm::convolution_direct, c.Source(kFloat32),
         c.AnyKernel(c.type), c.Target(c.type), c.stride, c.low, c.high,
-        c.Forward(c.type));
+        c.Forward(c.type), OurScratch());
     return {dnnl::convolution_backward_data(backward),
             {{DNNL_ARG_DIFF_DST, c.Target(c.type), c.Target(c.type)},
              {DNNL_ARG_WEIGHTS, c.Kernel(c.type), backward.weights_desc()}},
-            {{DNNL_ARG_DIFF_SRC, c.Source(kFloat32), c.Source(kFloat32)}}};
+            {{DNNL_ARG_DIFF_SRC, c.Source(kFloat32), c.Source(kFloat32)}},
+            backward.scratchpad_desc()};
   };
   return Run(c.Key(kToInput), make, {target.untyped_data(), kernel.untyped_data()},
              {source->typed_data()});
@@ -177,12 +190,13 @@ ffi::Error ToKernel(Span stride, Span padding, Factor source, Factor target,
     dnnl::convolution_backward_weights::primitive_desc backward(
         Cpu(), dnnl::algorithm::convolution_direct, c.Source(c.type),
         c.AnyKernel(kFloat32), c.Bias(), c.Target(c.type), c.stride, c.low, c.high,
-        c.Forward(c.type));
+        c.Forward(c.type), OurScratch());
     return {dnnl::convolution_backward_weights(backward),
             {{DNNL_ARG_SRC, c.Source(c.type), c.Source(c.type)},
              {DNNL_ARG_DIFF_DST, c.Target(c.type), c.Target(c.type)}},
             {{DNNL_ARG_DIFF_WEIGHTS, c.Kernel(kFloat32), backward.diff_weights_desc()},
-             {DNNL_ARG_DIFF_BIAS, c.Bias(), c.Bias()}}};
+             {DNNL_ARG_DIFF_BIAS, c.Bias(), c.Bias()}},
+            backward.scratchpad_desc()};
   };
   return Run(c.Key(kToKernel), make, {source.untyped_data(), target.untyped_data()},
              {kernel->typed_data(), bias->typed_data()});
@@ -202,9 +216,11 @@ ffi::Error Product(bool turn_left, bool turn_right, Factor left, Factor right,
       return memory::desc({k, n}, t, turn_right ? tag::ba : tag::ab);
     };
     memory::desc c({m, n}, kFloat32, tag::ab);
-    return {dnnl::matmul({Cpu(), a(type), b(type), c}),
+    dnnl::matmul::primitive_desc product(Cpu(), a(type), b(type), c, OurScratch());
+    return {dnnl::matmul(product),
             {{DNNL_ARG_SRC, a(type), a(type)}, {DNNL_ARG_WEIGHTS, b(type), b(type)}},
-            {{DNNL_ARG_DST, c, c}}};
+            {{DNNL_ARG_DST, c, c}},
+            product.scratchpad_desc()};
   };
   return Run({kProduct, m, n, k, turn_left, turn_right, static_cast<int64_t>(type)},
              make, {left.untyped_data(), right.untyped_data()}, {result->typed_data()});

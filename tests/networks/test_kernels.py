@@ -54,6 +54,10 @@ def test_where_bfloat16_is_faster_its_factors_are_rounded_and_nothing_else(found
     assert found["rounded factors"] < 2e-6
 
 
+def test_any_thread_may_call_what_another_has_made(found):
+    assert found["on another thread"] == 0
+
+
 def test_arrays_of_bfloat16_are_left_to_xla(found):
     assert found["bfloat16 arrays"] == "bfloat16"
 
