@@ -26,8 +26,9 @@ def make(folder: Path, words: str = "", turn: bool = False) -> Path:
     config = digits.get_config(words)
     if not (folder / "export" / "config.json").exists():
 
-        def turned(config):
-            return judge.turned(load(config), "backward" if turn else "forward")
+        def turned(*given, **named):
+            direction = "backward" if turn else "forward"
+            return judge.turned(load(*given, **named), direction)
 
         with mock.patch.object(dataset, "load", turned):
             if not train.train(config, folder):

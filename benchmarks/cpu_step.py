@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
-from eotjax import command, parallel
+from eotjax import command
 from eotjax.build import learning, planning, wiring
 from eotjax.networks import kernels
 from eotjax.training import step
@@ -36,17 +36,14 @@ def main(_) -> None:
 
     def pair(number, held, data):
         keys = jax.random.split(jax.random.fold_in(jax.random.key(0), number))
-        ends = (jax.random.normal(key, (config.batch_size, *inner)) for key in keys)
-        return Drawn(*ends, sinkhorn.no_stats(), held)
-
-    mesh = parallel.make_mesh()
-    layout = parallel.replicated(mesh)
+        x, y = (jax.random.normal(key, (config.batch_size, *inner)) for key in keys)
+        return Drawn(x, y, sinkhorn.no_stats(), held)
 
     def compiled():
         net = wiring.network(config, shape)
         params = net.init(jax.random.key(0), *wiring.inputs(config, shape))["params"]
         state = step.init(params, learning.optimizer(config).update)
-        run = parallel.jit_step(learning.train_step(config, shape, pair), mesh, layout)
+        run = jax.jit(learning.train_step(config, shape, pair), donate_argnums=0)
         return run.lower(state, jnp.zeros(())).compile(), state
 
     if not kernels.used():
@@ -56,7 +53,8 @@ def main(_) -> None:
         theirs = compiled()
     rounded = "bfloat16" if kernels.rounded() else "float32"
 
-    states, times = [ours[1], theirs[1]], ([], [])
+    states = [ours[1], theirs[1]]
+    times: tuple[list[float], list[float]] = ([], [])
     for _ in range(ROUNDS.value + 1):
         for i, (run, _) in enumerate((ours, theirs)):
             start = time.perf_counter()

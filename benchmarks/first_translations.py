@@ -48,7 +48,7 @@ def run() -> int:
     nearest = images.to_uint8(judge.nearest(y, judge.look(y)))
 
     def scaled(pixels: np.ndarray) -> np.ndarray:
-        image = Image.fromarray(pixels)
+        image = Image.fromarray(pixels.squeeze()).convert("RGB")  # grey ones too
         return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
     rows = [np.stack([scaled(x) for x in row]) for row in (source, translated, nearest)]

@@ -8,8 +8,8 @@ loosest threshold that leaves it no larger an error. Nothing else should run.
 """
 
 import argparse
-import time
 from collections.abc import Callable
+from timeit import timeit
 from typing import Any
 
 import jax
@@ -80,12 +80,6 @@ def error(plan: np.ndarray) -> float:
     return max(float(np.abs(x - 1 / len(x)).sum()) for x in sums)
 
 
-def seconds(solve: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    solve()
-    return time.perf_counter() - start
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--n", type=int, default=1024, help="points a side")
@@ -119,7 +113,7 @@ def main() -> int:
     taken: dict[str, list[float]] = {name: [] for name in solvers}
     for _ in range(arguments.rounds + 1):
         for name, solve in solvers.items():
-            taken[name].append(seconds(solve))
+            taken[name].append(timeit(solve, number=1))
     first = np.median(taken["eotjax"][1:])
     print(f"\n| n = {arguments.n}, d = {source.shape[1]} | ms | as long as eotjax's |")
     print("|---|---:|---:|")

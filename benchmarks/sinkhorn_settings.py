@@ -49,9 +49,9 @@ class Setting(NamedTuple):
 
     name: str  # ending in `inner`
     inner: int  # iterations from check to check of the error
-    momentum: float | None = 1.0  # None: the adaptive one of eotjax.coupling
+    momentum: float | None = 1.0  # None: the adaptive one of eotjax.transport.sinkhorn
     anderson: int | None = None  # memory
-    staged: bool = False  # from a large epsilon down, as in eotjax.potentials
+    staged: bool = False  # from a large epsilon down, as in eotjax.transport.whole
     chunk: int = 0  # iterations after which it starts anew from where it is
 
 
@@ -114,8 +114,8 @@ def once(cost, epsilon, threshold, start=None, *, setting: Setting, limit: int):
         threshold=threshold,
         max_iterations=limit,
         inner_iterations=setting.inner,
-        momentum=Momentum(value=fixed) if fixed else sinkhorn.MOMENTUM,
-        anderson=AndersonAcceleration(memory) if memory else None,
+        momentum=Momentum(value=fixed) if fixed else sinkhorn.MOMENTUM,  # type: ignore[call-arg]
+        anderson=AndersonAcceleration(memory) if memory else None,  # type: ignore[call-arg]
     )
     problem = linear_problem.LinearProblem(geometry.Geometry(cost, epsilon=epsilon))
     with jax.numpy_rank_promotion("allow"):  # ott-jax needs it

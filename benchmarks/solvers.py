@@ -56,7 +56,7 @@ def measured(
     if translator.config.data.kind == "known_plan":
         return known_plan_report.judge(translator, splits)
     judging = judge.Judge(translator, splits)
-    return judging.row(translator(judging.source))
+    return judging.row(translator(judging.source), None)
 
 
 def measure(name: str, folder: Path) -> dict[str, dict[str, dict[str, float]]]:

@@ -54,7 +54,7 @@ from eotjax.artefact import export
 from eotjax.build import dataset, planning
 from eotjax.build.checks import Shape
 from eotjax.data.domains import DataSet
-from eotjax.evaluation import evaluate
+from eotjax.evaluation import evaluate, measures
 from eotjax.transport import cost
 
 
@@ -183,9 +183,11 @@ class Flow:
     midpoint: bool = False
 
     @torch.no_grad()
-    def __call__(self, source: np.ndarray, *, progress: bool = False) -> np.ndarray:
+    def __call__(
+        self, source: np.ndarray, *, direction: str, progress: bool
+    ) -> np.ndarray:
         """Follows the flow from source images in [-1, 1] to their translations."""
-        del progress
+        del direction, progress  # forward alone; quick
         x, h = channels_first(source), 1 / self.steps
         for step in range(self.steps):
             t = torch.full((len(x),), step * h)
@@ -230,7 +232,7 @@ def finished(workdir: Path) -> Run:
     )
 
 
-def described(row: evaluate.Row, run: Run | None) -> evaluate.Row:
+def described(row: measures.Row, run: Run | None) -> measures.Row:
     """A row of the table: what was trained for how long, and how good it is."""
     took = {
         "train_steps": run.steps if run else math.nan,
@@ -268,7 +270,7 @@ def main() -> int:
     shape = dataset.sample_shape(config, splits)
     step_counts = (arguments.sample_steps, 2 * arguments.sample_steps)
     runs: dict[str, Run] = {}
-    rows: dict[str, evaluate.Row] = {}
+    rows: dict[str, measures.Row] = {}
 
     with tempfile.TemporaryDirectory() as scratch:
         workdir = Path(arguments.compare)
@@ -297,13 +299,13 @@ def main() -> int:
     n = arguments.sample_steps
     flows[f"torchcfm, midpoint {n}"] = Flow(config, shape, average, n, midpoint=True)
     flows[f"torchcfm, Euler {n}, not averaged"] = Flow(config, shape, net, n)
-    for name, translator in flows.items():
-        judged = evaluate.evaluate(translator, splits)[0]["rows"]
+    for name, flow in flows.items():
+        judged = evaluate.evaluate(flow, splits)[0]["rows"]
         rows[name] = described(judged["eotjax"], run)
     for name in ("identity", "independent"):
         rows[name] = described(judged[name], None)
 
-    print(evaluate.table(rows).replace("nan", "  -"))
+    print(measures.table(rows).replace("nan", "  -"))
     print(f"PyTorch's threads: {torch.get_num_threads()} of {os.cpu_count()} cores")
     for name, run in runs.items():
         print(
