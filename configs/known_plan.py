@@ -44,4 +44,10 @@ def bridge(c) -> None:
     c.sampling.steps = 25
 
 
-VARIANTS = {"bridge": bridge}
+def smoke(c) -> None:
+    """A few steps of a tiny network; its laws are of many vectors all the same."""
+    default.smoke(c)
+    c.sampling.batch_size = 1_024
+
+
+VARIANTS = {"bridge": bridge, "smoke": smoke}

@@ -30,13 +30,17 @@ def require(condition: bool, sentence: str) -> None:
         raise UserError(sentence)
 
 
+def attempt(function: Callable[..., T], *arguments: Any) -> T | UserError:
+    """What a call returns, or the UserError that it raises."""
+    try:
+        return function(*arguments)
+    except UserError as error:
+        return error
+
+
 def gather(calls: Iterable[Callable[[], T]]) -> list[T]:
     """What all calls return, or one UserError of all that they raise."""
-    results, told = [], []
-    for call in calls:
-        try:
-            results.append(call())
-        except UserError as error:
-            told.append(str(error))
+    found = [attempt(call) for call in calls]
+    told = [str(x) for x in found if isinstance(x, UserError)]
     require(not told, " ".join(told))
-    return results
+    return [x for x in found if not isinstance(x, UserError)]

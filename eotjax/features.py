@@ -9,7 +9,7 @@ cosine of the angle between two images' features.
 import argparse
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +26,9 @@ AT_ONCE = 64  # images whose features are kept together until all are done
 
 
 def make(
-    data: Path,
+    paths: Mapping[str, Sequence[Path]],
     output: Path,
     *,
-    names: Sequence[str],
     classify: Classify,
     size: tuple[int, int],
     fit: images.Fit,
@@ -38,9 +37,8 @@ def make(
     """Writes the features of all images of some folders; goes on where it was.
 
     Args:
-      data: the folder that holds them.
+      paths: the images, by the folders' names.
       output: the .npz file.
-      names: of the folders.
       classify: whose features they are.
       size: (height, width) that images are brought to before.
       fit: how, as data.fit.
@@ -49,7 +47,6 @@ def make(
     Raises:
       UserError: an image is broken.
     """
-    paths = {name: images.find(data / name) for name in names}
     listed = [
         (name, *((str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in found))
         for name, found in paths.items()
@@ -64,7 +61,7 @@ def make(
     def part(name: str, start: int) -> np.ndarray:
         """Features of a few images, of unit length; from a file, if there is one."""
         few = paths[name][start : start + AT_ONCE]
-        kept = partly / f"{digest}_{names.index(name)}_{start}.npy"
+        kept = partly / f"{digest}_{list(paths).index(name)}_{start}.npy"
         if kept.exists():
             found = np.load(kept, allow_pickle=False)
         else:
@@ -109,16 +106,14 @@ def run() -> int:
     if not arguments.output.parent.is_dir():
         raise UserError(f"there is no folder {arguments.output.parent}; make it.")
     data = remote.fetched(arguments.data)
-    for name in arguments.names:
-        images.find(data / name)
+    paths = {name: images.find(data / name) for name in arguments.names}
     identity = arguments.model
     if arguments.weights and Path(arguments.weights).is_file():
         with open(arguments.weights, "rb") as file:
             identity += hashlib.file_digest(file, "sha256").hexdigest()
     make(
-        data,
+        paths,
         arguments.output,
-        names=arguments.names,
         classify=classifier.load(arguments.model, arguments.weights),
         size=tuple(arguments.image_size),
         fit=arguments.fit,

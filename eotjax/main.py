@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
@@ -40,7 +41,16 @@ def parse(argv: list[str]) -> list[str]:
         rest = flags.FLAGS(argv)
         CONFIG.value.keys()  # a config that could not be loaded raises here
         return rest[:1]
-    except AttributeError as error:  # how ml_collections tells of an unknown key
+    except (AttributeError, KeyError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        said = error.args[0] if isinstance(error, KeyError) else error
+        if "ml_collections" not in Path(place.filename).parts:  # a config's own mistake
+            sys.exit(
+                f"eotjax: {place.filename}, line {place.lineno}: "
+                f"{type(error).__name__}: {said}"
+            )
+        if isinstance(error, KeyError):
+            sys.exit(f"eotjax: {said}")
         name = re.findall(r"\w+", str(error))[0]
         given = [arg for arg in argv if name in arg.split("=")[0].split(".")]
         hint = re.search(r"Did you mean .*?\?", str(error))

@@ -45,9 +45,9 @@ def of_step(run: Run, done: int) -> tuple[Points, Points]:
         assert made is not None  # nothing stops it
         data = data | made
     draw = jax.jit(run.training.pairs)
-    held, first = run.state.held, planning.first_step_of_plan(config, at)
-    if first < at:
-        held = draw(first, held, data).held
+    held, late = run.state.held, at % planning.steps_of_plan(config)
+    if late:  # the plan was solved so many steps before
+        held = draw(at - late, held, data).held
     drawn = draw(at, held, data)
     return jax.device_get((drawn.source, drawn.target))
 

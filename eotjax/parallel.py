@@ -5,8 +5,8 @@ import math
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,10 +31,6 @@ PEAK = {
     "T4": 65e12,
 }
 LATEST = 300  # seconds, that JAX waits for a process; peers.py knows before
-
-State = TypeVar("State")  # pytrees of arrays
-Data = TypeVar("Data")
-Metrics = TypeVar("Metrics")
 
 
 def start_processes() -> None:
@@ -195,26 +191,3 @@ def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
             "raise model.patch, or choose a smaller variant of the config."
         )
     return program
-
-
-def jit_step(
-    train_step: Callable[[State, Data], tuple[State, Metrics]],
-    mesh: Mesh,
-    data: NamedSharding,
-    state: PyTree | None = None,
-) -> jax.stages.Wrapped:
-    """A training step over all devices; the old state's memory serves the new one.
-
-    Args:
-      train_step: the pure step.
-      mesh: of all devices.
-      data: how the data lie.
-      state: how the state does; None where it is whole on every device.
-    """
-    state = state or replicated(mesh)
-    return jax.jit(
-        train_step,
-        in_shardings=(state, data),
-        out_shardings=(state, replicated(mesh)),
-        donate_argnums=0,
-    )

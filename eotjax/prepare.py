@@ -5,7 +5,6 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,14 +30,13 @@ from eotjax.build.checks import Shape
 from eotjax.data import batch
 from eotjax.data.domains import DataSet
 from eotjax.diffusion import noise
-from eotjax.diffusion.bridge import PairMoments
 from eotjax.evaluation import judge
 from eotjax.networks import kernels, latents
 from eotjax.networks.latents import Autoencoder
 from eotjax.training import log as logging
 from eotjax.training import step
 from eotjax.training.checkpoint import Checkpoints
-from eotjax.transport import cost, pairing, whole
+from eotjax.transport import cost, whole
 
 EXAMPLES = 8  # test sources that go into the artefact
 
@@ -138,7 +136,13 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     checks.check_coupling(config, trained.resident)
     embed = planning.embed(config, trained)
     on_device = device_data(config, trained, embed, mesh) if resident else None
-    batches = partial(batches_from, config, trained, on_device, mesh)
+
+    def batches(start: int) -> Iterator[step.Data]:
+        """What the steps from `start` on draw from: the whole sets, or batches."""
+        if on_device is not None:
+            return itertools.repeat(on_device)
+        return streamed(config, trained, start, mesh)
+
     sets = None
     if config.coupling.method == "whole":
         assert on_device is not None  # checked with the data
@@ -164,10 +168,10 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     if sets is not None and checkpoints.latest_step() is None:
         held = whole_plan(config, sets)
     if learning.needs_moments(config):
-        config.estimator.moments = known.moments or measure_moments(
+        config.estimator.moments = known.moments or planning.measure_moments(
             config, held, batches(0), resident, embed, mesh
         )
-    if learning.needs_spectrum(config):
+    if config.estimator.noise == "images" and not config.estimator.spectrum:
         config.estimator.spectrum = known.spectrum or noise.to_text(
             noise.of_images(planning.sample_views(config, trained))
         )
@@ -280,43 +284,6 @@ def whole_plan(config: ConfigDict, sets: planning.WholeSets) -> whole.Plan:
         "coupling.max_iterations.",
     )
     return found
-
-
-def measure_moments(
-    config: ConfigDict,
-    held: pairing.Held | None,
-    batches: Iterator[step.Data],
-    lengths: tuple[int, int] | None,
-    embed: cost.Embed,
-    mesh: Mesh,
-) -> PairMoments:
-    """The second moments of the pairs of a run's first steps."""
-    if held is None:
-        held = planning.nothing_held(config, lengths)
-    draw = planning.pair(config, embed, planning.solver(config), lengths, mesh)
-    first = list(itertools.islice(batches, planning.MOMENT_STEPS))
-    found = planning.pair_moments(draw, held, first)
-    if config.estimator.direction == "both":  # every second pair is turned round
-        mean = (found.source + found.target) / 2
-        found = found._replace(source=mean, target=mean)
-    print(
-        f"pairs: variances {found.source:.3g} and {found.target:.3g}, covariance "
-        f"{found.cross:.3g}"
-    )
-    return found
-
-
-def batches_from(
-    config: ConfigDict,
-    splits: DataSet,
-    on_device: step.Data | None,
-    mesh: Mesh,
-    start: int,
-) -> Iterator[step.Data]:
-    """What the steps from `start` on draw from: the whole sets, or streamed batches."""
-    if on_device is not None:
-        return itertools.repeat(on_device)
-    return streamed(config, splits, start, mesh)
 
 
 def streamed(

@@ -1,12 +1,13 @@
 """The training run: prepare, loop, finish."""
 
 import contextlib
+import dataclasses
 import itertools
+import math
 import shutil
 import types
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +17,7 @@ from eotjax import errors, parallel, prepare, remote
 from eotjax.artefact import export
 from eotjax.build import learning, planning, run_folder, wiring
 from eotjax.data import images
-from eotjax.data.domains import DataSet
 from eotjax.evaluation import card, evaluate, judge
-from eotjax.evaluation.best import Best
 from eotjax.networks import kernels
 from eotjax.prepare import Run
 from eotjax.training import log as logging
@@ -28,21 +27,25 @@ from eotjax.training.interruption import Interruption
 from eotjax.training.trace import Trace, seconds_of
 
 
-class Viewer(NamedTuple):
+@dataclasses.dataclass
+class Viewer:
     """Looks at a run's translations while it trains, and keeps the best step.
 
     Attributes:
       run: whose.
       writer: of scores and pictures.
       weights: what the judge measures by.
-      best: the best step so far; None where there is nothing to choose it by.
+      score: of translations, lower is better; None where there is nothing to choose
+        the best step by.
+      lowest: the score of the best step so far.
       scored: steps that were before the run was interrupted.
     """
 
     run: Run
     writer: logging.Writer
     weights: judge.Weights
-    best: Best | None
+    score: Callable[..., float] | None
+    lowest: float
     scored: Collection[int]
 
     def show(
@@ -54,13 +57,17 @@ class Viewer(NamedTuple):
 
         Args:
           state: whose averaged parameters translate.
-          known: the test sources' translations, where they are made already.
+          known: the test sources' translations, of the last step, exported already.
         """
         run, translator, done = self.run, self.run.translator(state), int(state.step)
-        if self.best is not None and done not in self.scored:
-            score = self.best.offer(
-                translator, known, lambda: run.export(state, run.workdir / "best")
-            )
+        if self.score is not None and done not in self.scored:
+            score = self.score(translator, known)
+            if score < self.lowest:
+                self.lowest, best = score, run.workdir / "best"
+                if known:  # of the last step, which is exported already
+                    export.copy(run.workdir / "export", best)
+                else:
+                    run.export(state, best)
             self.writer.scalars(done, {self.weights.score: score}, logging.SCORES)
         if len(run.shape) == 1:
             return
@@ -94,7 +101,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         stack.enter_context(run_folder.alone(remote.local(workdir).absolute()))
         folder = stack.enter_context(remote.mirrored(workdir))
         run = prepare.prepare(config, folder.absolute())
-        writer = stack.enter_context(contextlib.closing(writer_of(run)))
+        begun = int(run.state.step)
+        writer = logging.Writer(
+            run.workdir, step=begun, tensorboard=run.config.tensorboard
+        )
+        stack.enter_context(contextlib.closing(writer))
         viewer = viewer_of(run, writer)
         with (
             Interruption() as interruption,
@@ -109,16 +120,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     return False
 
 
-def writer_of(run: Run) -> logging.Writer:
-    """Writes a run's scalars and pictures into its folder."""
-    return logging.Writer(
-        run.workdir, step=int(run.state.step), tensorboard=run.config.tensorboard
-    )
-
-
 def log_of(run: Run, writer: logging.Writer) -> logging.Log:
     """Tells of a run's steps."""
-    config = run.config
+    config, peak = run.config, parallel.peak_flops(run.mesh.devices.flat[0])
+    if wiring.compute_dtype(config) != jnp.bfloat16:
+        peak = None  # it is told of bfloat16 alone
     return logging.Log(
         writer,
         every=config.log_every,
@@ -126,29 +132,22 @@ def log_of(run: Run, writer: logging.Writer) -> logging.Log:
         batch_size=config.batch_size,
         learning_rate=learning.optimizer(config).learning_rate,
         max_marginal_error=config.coupling.max_marginal_error,
-        peak_flops=peak_flops(run),
+        peak_flops=peak and peak * run.mesh.size,
     )
-
-
-def peak_flops(run: Run) -> float | None:
-    """FLOP/s of all devices; None where it is not known, or not what is computed in."""
-    one = parallel.peak_flops(run.mesh.devices.flat[0])
-    halved = wiring.compute_dtype(run.config) == jnp.bfloat16
-    return one * run.mesh.size if one and halved else None
 
 
 def viewer_of(run: Run, writer: logging.Writer) -> Viewer:
     """Looks at a run's translations."""
-    best, weights = None, judge.Weights.of(run.config)
+    score, weights = None, judge.Weights.of(run.config)
     scores = logging.history(run.workdir / logging.SCORES, weights.score)
     # The leader drops later ones from the file, which the others may read before.
     before = {done: x for done, x in scores.items() if done <= int(run.state.step)}
     sides = judge.chosen_by(run.splits)
     if run.config.data.kind != "known_plan" and min(map(len, sides)) > 1:
         score = judge.selection(run.translator(run.state), run.splits, weights)
-        kept = step_of_best(run.workdir) in before  # else going back dropped it
-        best = Best(score, before.values() if kept else ())
-    return Viewer(run, writer, weights, best, before)
+    kept = step_of_best(run.workdir) in before  # else going back dropped it
+    lowest = min(before.values()) if kept else math.inf
+    return Viewer(run, writer, weights, score, lowest, before)
 
 
 def step_of_best(workdir: Path) -> int | None:
@@ -236,31 +235,27 @@ def finish(run: Run, state: step.TrainState, viewer: Viewer) -> None:
     viewer.show(state, translated)
     if parallel.is_leader():
         card.write(folder)
-    report_best(run.workdir, run.config, run.splits)
+    report_best(run, viewer.weights)
 
 
-def report_best(workdir: Path, config: ConfigDict, splits: DataSet) -> None:
+def report_best(run: Run, weights: judge.Weights) -> None:
     """Evaluates the artefact of the best step, where that is not the last one."""
-    last, folder, best = workdir / "export", workdir / "best", step_of_best(workdir)
+    folder, best, splits = run.workdir / "best", step_of_best(run.workdir), run.splits
     if best is None:
         return
-    weights = judge.Weights.of(config)
+    validated = judge.chosen_by(splits)[0] is splits.valid_source
+    flattering = "test sets (so its figures flatter; the last step's do not)"
     print(
         f"best: step {best} in {folder}, by {weights.score} on the "
-        + (
-            "validation sets"
-            if judge.chosen_by(splits)[0] is splits.valid_source
-            else "test sets (so its figures flatter; the last step's do not)"
-        )
+        + ("validation sets" if validated else flattering)
     )
-    if best == config.steps:
+    if best != run.config.steps:
+        evaluate.report(export.load(folder), splits, folder, weights=weights)
         if parallel.is_leader():
-            for path in export.measured(last):
-                shutil.copy(path, folder)
-        return
-    evaluate.report(export.load(folder), splits, folder, weights=weights)
-    if parallel.is_leader():
-        card.write(folder)
+            card.write(folder)
+    elif parallel.is_leader():
+        for path in export.measured(run.workdir / "export"):
+            shutil.copy(path, folder)
 
 
 def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path:

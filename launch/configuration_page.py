@@ -10,9 +10,10 @@ import inspect
 import io
 import sys
 import tokenize
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from flax.traverse_util import flatten_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "configuration.md"
@@ -121,20 +122,10 @@ def first_paragraph(text: str | None) -> str:
     return " ".join((text or "").strip().partition("\n\n")[0].split())
 
 
-def leaves(config, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Each key with its group, and its value."""
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def changes(config, base) -> str:
     """The keys in which a config differs from another: `steps = 4`, ..."""
-    was = dict(leaves(base))
-    new = [(k, v) for k, v in leaves(config) if v != was[k]]
-    return ", ".join(f"`{key} = {value!r}`" for key, value in new)
+    was, now = (flatten_dict(x.to_dict(), sep=".") for x in (base, config))
+    return ", ".join(f"`{k} = {v!r}`" for k, v in now.items() if v != was[k])
 
 
 def variant_rows(module) -> list[tuple[str, ...]]:

@@ -57,6 +57,33 @@ def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path):
     assert "channels" in said
 
 
+@pytest.mark.parametrize(
+    "option, told",
+    [("--config.steps.most=3", "steps.most"), ("--config.data=3", "--config.data=3")],
+)
+def test_what_is_no_key_is_told_in_a_sentence(tmp_path, option, told):
+    said = command("--config=configs/digits.py", option, f"--workdir={tmp_path}")
+    assert told in said
+
+
+@pytest.mark.parametrize(
+    "mistake, told",
+    [
+        ("math.tau_", "AttributeError: module 'math' has no attribute 'tau_'"),
+        ("None.tau", "AttributeError: 'NoneType' object has no attribute 'tau'"),
+        ("{}['tau']", "KeyError: tau"),
+    ],
+)
+def test_a_mistake_in_a_config_of_ones_own_is_told_with_its_place(
+    tmp_path, mistake, told
+):
+    own = tmp_path / "configs" / "own.py"
+    own.parent.mkdir()
+    own.write_text(f"import math\n\n\ndef get_config(_=''):\n    return {mistake}\n")
+    said = command(f"--config={own}", f"--workdir={tmp_path}")
+    assert f"{own}, line 5: {told}" in said
+
+
 @pytest.mark.parametrize("address", [None, "here", "here:many"])
 def test_processes_that_are_not_found_are_told_in_a_sentence(tmp_path, address):
     told = {} if address is None else {"JAX_COORDINATOR_ADDRESS": address}

@@ -10,6 +10,7 @@ from PIL import Image
 from configs import folder
 from eotjax import features
 from eotjax.build import dataset
+from eotjax.data import images
 from eotjax.errors import UserError
 from eotjax.evaluation.classifier import Seen
 
@@ -42,8 +43,9 @@ class Looking:
 
 
 def make(root, output, look, **changes):
-    settings = {"names": list(SIZES), "size": (4, 4), "fit": "crop", "identity": "a"}
-    features.make(root, output, classify=look, **settings | changes)
+    settings = {"size": (4, 4), "fit": "crop", "identity": "a"}
+    paths = {name: images.find(root / name) for name in SIZES}
+    features.make(paths, output, classify=look, **settings | changes)
 
 
 def angles(array):

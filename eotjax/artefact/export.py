@@ -7,12 +7,13 @@ newest checkpoint of one that was stopped, or still goes on.
 import argparse
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -29,6 +30,20 @@ from eotjax.training import checkpoint
 FORMAT = 6
 SPACE = "autoencoder.npz"
 MEASURED = ("evaluation.json", "README.md", "translations*.png", "ranked*.png")
+# What the configs of a format do not say yet, as they mean it.
+NEW: dict[int, dict[str, dict]] = {
+    2: {
+        "latent": {"weights": "", "channels": 0, "license": "", "cache": ""},
+        "model": {"patch": 1},
+        "estimator": {"moments": ()},
+        "data": {"validation": 0.0},
+        "sampling": {"temperature": 1.0},
+        "judge": {"classifier": "", "weights": "", "wanted": -1},
+    },
+    3: {},  # the next one refines what patches give
+    4: {"estimator": {"noise": "white", "spectrum": ""}},
+    5: {"sampling": {"restart": 0.0}},
+}
 CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
 
 
@@ -63,10 +78,7 @@ def save(
       begun: the artefact that the run began from, in words; empty for none.
     """
     path = Path(path)
-    path.mkdir(parents=True, exist_ok=True)
-    # Until it is written anew the artefact is none; what was measured is of another.
-    for stale in (path / "config.json", *measured(path)):
-        stale.unlink(missing_ok=True)
+    _begin(path)
     network = params.network if isinstance(params, latents.Model) else params
     checkpoint.save_tree(path / "params", network)
     if not parallel.is_leader():
@@ -98,6 +110,34 @@ def save(
         c = config.latent
         description["autoencoder"] = {"weights": c.weights, "license": c.license}
     atomic.write_text(path / "config.json", json.dumps(description, indent=2) + "\n")
+
+
+def _begin(path: Path) -> None:
+    """Until it is written anew it is no artefact; what was measured was another's."""
+    path.mkdir(parents=True, exist_ok=True)
+    for stale in (path / "config.json", *measured(path)):
+        stale.unlink(missing_ok=True)
+
+
+def copy(artefact: Path, path: Path) -> None:
+    """Writes the same artefact, less what was measured of it, to another folder."""
+    if parallel.is_leader():
+        _begin(path)
+        shutil.rmtree(path / "params", ignore_errors=True)
+        apart = {artefact / "config.json", *measured(artefact)}
+        for file in set(artefact.rglob("*")) - apart:
+            if file.is_file():
+                place = path / file.relative_to(artefact)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    shutil.copyfile(file, place)
+                except OSError as error:
+                    error.filename = str(place)  # it is there that room is wanted
+                    raise
+        described = (artefact / "config.json").read_text()
+        atomic.write_text(path / "config.json", described)
+    if jax.process_count() > 1:  # none reads what was there before
+        multihost_utils.sync_global_devices(f"{path} is copied")
 
 
 def digest(params: PyTree) -> str:
@@ -137,16 +177,8 @@ def describe(path: str | Path) -> dict:
     """
     path = remote.fetched(path)
     try:
-        description = json.loads((path / "config.json").read_text())
+        description = _upgraded(json.loads((path / "config.json").read_text()))
         version = description["format"]
-        if version == 2:
-            version, description = 3, _upgraded(description)
-        if version == 3 and description["config"]["model"]["patch"] == 1:
-            version = 4  # which only refines what patches give
-        if version == 4:
-            version, description = 5, _with_white_noise(description)
-        if version == 5:
-            version, description = FORMAT, _without_restart(description)
         if version == FORMAT:
             missing = set(CONTENTS) - set(description)
             if missing:
@@ -166,36 +198,16 @@ def describe(path: str | Path) -> dict:
     return description
 
 
-def _with_white_noise(description: dict) -> dict:
-    """A description of format 4, whose bridges knew no other, as one of the next."""
-    config = dict(description["config"])
-    white = {"noise": "white", "spectrum": ""}
-    config["estimator"] = {**config["estimator"], **white}
-    return {**description, "config": config}
-
-
-def _without_restart(description: dict) -> dict:
-    """A description of format 5, whose samplers never went back, as one of the next."""
-    config = dict(description["config"])
-    config["sampling"] = {**config["sampling"], "restart": 0.0}
-    return {**description, "format": FORMAT, "config": config}
-
-
 def _upgraded(description: dict) -> dict:
-    """A description of format 2, which knew pixels only, as one of the next."""
-    config = dict(description["config"])
-    for group, values in (
-        ("latent", {"weights": "", "channels": 0, "license": "", "cache": ""}),
-        ("model", {"patch": 1}),
-        ("estimator", {"moments": ()}),
-        ("data", {"validation": 0.0}),
-        ("sampling", {"temperature": 1.0}),
-        ("judge", {"classifier": "", "weights": "", "wanted": -1}),
-    ):
-        config[group] = {**values, **config.get(group, {})}
-    if config["estimator"]["name"] == "bridge":
+    """A description as one of this format, as far as its meaning is still the same."""
+    version, config = description["format"], description.get("config", {})
+    if version == 2 and config["estimator"]["name"] == "bridge":
         config["estimator"]["prediction"] = "v"  # which no bridge read
-    return {**description, "config": config}
+    while version in NEW and not (version == 3 and config["model"]["patch"] != 1):
+        for group, values in NEW[version].items():
+            config[group] = {**values, **config.get(group, {})}
+        version += 1
+    return {**description, "format": version}
 
 
 def load(path: str | Path, /, **sampling) -> Translator:
@@ -210,13 +222,12 @@ def load(path: str | Path, /, **sampling) -> Translator:
       UserError: nothing, or nothing readable, is there, or a value does not fit.
     """
     path = remote.fetched(path)
-    described = _described(path)
-    config, shape, expected = described.config, described.shape, described.sha256
+    config, shape, abstract, expected = _described(path)
     if sampling:
         config = with_sampling(config, sampling)
     if (path / stablehlo.NAME).exists():  # it may be left out: nothing here needs it
         _check(path, stablehlo.NAME, _sha256(path / stablehlo.NAME), expected)
-    params = _network(path, described)
+    params = _network(path, abstract, expected)
     if config.latent.weights:
         _check(path, SPACE, _sha256(path / SPACE), expected)
         params = latents.Model(params, latents.restore(path / SPACE))
@@ -232,26 +243,21 @@ def parameters(path: str | Path) -> PyTree:
       UserError: nothing, or nothing readable, is there.
     """
     path = remote.fetched(path)
-    return _network(path, _described(path))
+    return _network(path, *_described(path)[2:])
 
 
-class _Described(NamedTuple):
-    """What config.json comes to: what is read next, and how it is used."""
-
-    config: ConfigDict
-    shape: Shape
-    sha256: Mapping[str, str]
-    abstract: PyTree  # the network's parameters
-
-
-def _network(path: Path, described: _Described) -> PyTree:
-    params = checkpoint.load_tree(path / "params", described.abstract)
-    _check(path, "params", digest(params), described.sha256)
+def _network(path: Path, abstract: PyTree, expected: Mapping[str, str]) -> PyTree:
+    params = checkpoint.load_tree(path / "params", abstract)
+    _check(path, "params", digest(params), expected)
     return params
 
 
-def _described(path: Path) -> _Described:
-    """Raises UserError where config.json describes nothing that could be."""
+def _described(path: Path) -> tuple[ConfigDict, Shape, PyTree, Mapping[str, str]]:
+    """What config.json comes to; the last are the abstract parameters and SHA-256 sums.
+
+    Raises:
+      UserError: it describes nothing that could be.
+    """
     description = describe(path)
     try:
         shape = tuple(map(int, description["shape"]))
@@ -259,7 +265,7 @@ def _described(path: Path) -> _Described:
         net, inputs = wiring.network(config, shape), wiring.inputs(config, shape)
         wiring.sampling(config, shape, parallel.make_mesh())
         abstract = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
-        return _Described(config, shape, dict(description["sha256"]), abstract)
+        return config, shape, abstract, dict(description["sha256"])
     except UserError:
         raise
     except Exception as error:  # what is damaged raises almost anything

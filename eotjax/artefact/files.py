@@ -14,15 +14,8 @@ from eotjax.data.images import ALL_SUFFIXES
 from eotjax.errors import UserError
 
 
-class Found(NamedTuple):
-    """Image files: `base / name` for each of the names, sorted."""
-
-    base: Path
-    names: list[Path]
-
-
-def search(source: str | Path, *, apart_from: str | Path) -> Found:
-    """The image files that a path means.
+def search(source: str | Path, *, apart_from: str | Path) -> tuple[Path, list[Path]]:
+    """The image files that a path means: `base / name` for each of the names, sorted.
 
     Args:
       source: an image; a folder, for all images below it; or a glob, where ** is any
@@ -39,7 +32,7 @@ def search(source: str | Path, *, apart_from: str | Path) -> Found:
             raise UserError(
                 f"{source} is none of {' '.join(ALL_SUFFIXES)}; convert it to one."
             )
-        return Found(source.parent, [Path(source.name)])
+        return source.parent, [Path(source.name)]
     if source.is_dir():
         base, paths = source, _walk(source)
         nothing = f"the folder {source} holds no image; put files of"
@@ -66,7 +59,7 @@ def search(source: str | Path, *, apart_from: str | Path) -> Found:
         }
     if not names:
         raise UserError(f"{nothing} {' '.join(ALL_SUFFIXES)} there.")
-    return Found(base, sorted(names))
+    return base, sorted(names)
 
 
 def _is_wild(part: str) -> bool:

@@ -18,7 +18,7 @@ from eotjax.artefact.files import Job
 from eotjax.artefact.translator import Translator
 from eotjax.data import images
 from eotjax.data.images import AnySize, Pixels
-from eotjax.errors import UserError, choose
+from eotjax.errors import UserError, attempt, choose
 from eotjax.progress import Progress
 
 FITS = ("crop", "pad", "stretch", "full")
@@ -167,7 +167,7 @@ def translate_jobs(
                 continue
             for target, image in zip(job.targets, result, strict=True):
                 if target in wanted:
-                    future = pool.submit(_attempt, _write, target, image)
+                    future = pool.submit(attempt, _write, target, image)
                     writing.append((target, future))
             finish(WORKERS if task.full else task.count * task.num_samples)
         finish(0)
@@ -194,7 +194,7 @@ def _translations(
     # Of images of any size few are held ready: they may be large.
     ahead = WORKERS if task.full else task.count
     for job, read in _ahead(
-        pool, lambda job: _attempt(task.read, job.source), jobs, ahead
+        pool, lambda job: attempt(task.read, job.source), jobs, ahead
     ):
         if isinstance(read, UserError):
             yield job, read
@@ -252,14 +252,6 @@ def _ahead(
         item, future = waiting.popleft()
         waiting.extend((item, pool.submit(function, item)) for item in islice(rest, 1))
         yield item, future.result()
-
-
-def _attempt(function: Callable[..., T], *arguments) -> T | UserError:
-    """The result, or the UserError as one."""
-    try:
-        return function(*arguments)
-    except UserError as error:
-        return error
 
 
 def _write(path: Path, pixels: Pixels) -> None:

@@ -1,10 +1,9 @@
 """Refuses a config whose parts do not fit each other, before minutes are spent."""
 
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from eotjax.errors import choose, require
@@ -17,6 +16,16 @@ TUPLES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "model.multipliers": (int, "'(1, 2, 3)'"),
     "model.attention": (int, "'(8,)', or none: '()'"),
     "estimator.moments": ((int, float), "'(1.0, 1.0, 0.1)', or none: '()'"),
+}
+# Keys of numbers that must be at least 1, by group.
+COUNTS = {
+    "": ("steps", "log_every", "sample_every"),
+    "checkpoint": ("every", "keep"),
+    "sampling": ("steps", "grid"),
+    "coupling": ("max_iterations", "pool", "components", "copies", "draws"),
+    "model": ("patch", "head_channels"),
+    "refit": ("copies", "steps"),
+    "known": ("dim", "count", "test_sources"),
 }
 
 Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network sees it
@@ -56,28 +65,11 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
             f"do not fill batches of {c.batch_size}; make them a multiple of "
             "batch_size.",
         )
-    for name, count in (
-        ("steps", c.steps),
-        ("log_every", c.log_every),
-        ("sample_every", c.sample_every),
-        ("checkpoint.every", c.checkpoint.every),
-        ("checkpoint.keep", c.checkpoint.keep),
-        ("sampling.steps", c.sampling.steps),
-        ("sampling.grid", c.sampling.grid),
-        ("coupling.max_iterations", c.coupling.max_iterations),
-        ("coupling.pool", c.coupling.pool),
-        ("model.patch", c.model.patch),
-        ("model.head_channels", c.model.head_channels),
-        ("refit.copies", c.refit.copies),
-        ("refit.steps", c.refit.steps),
-        ("coupling.components", c.coupling.components),
-        ("coupling.copies", c.coupling.copies),
-        ("coupling.draws", draws),
-        ("known.dim", c.known.dim),
-        ("known.count", c.known.count),
-        ("known.test_sources", c.known.test_sources),
-    ):
-        require(count > 0, f"{name} is {count}; it must be at least 1.")
+    for group, names in COUNTS.items():
+        for name in names:
+            count = (c[group] if group else c)[name]
+            told = f"{group}.{name}" if group else name
+            require(count > 0, f"{told} is {count}; it must be at least 1.")
     require(
         c.profile >= 0 and (not c.profile or c.profile + trace.WARM <= c.steps),
         f"profile is {c.profile}; give as many as there are of the {c.steps} steps "
@@ -193,7 +185,7 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
 
 def check_numbers(config: ConfigDict) -> None:
     """Raises UserError where a number is none, or too large for what counts it."""
-    for name, value in leaves(config.to_dict()):
+    for name, value in flatten_dict(config.to_dict(), sep=".").items():
         if name in TUPLES:
             kind, example = TUPLES[name]
             require(
@@ -208,15 +200,6 @@ def check_numbers(config: ConfigDict) -> None:
                     abs(number) <= MOST,
                     f"{name} is {number}; it must be at most {MOST:,}.",
                 )
-
-
-def leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested dicts as ("a.b", value)."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def factor_of(config: ConfigDict) -> int:
@@ -277,25 +260,21 @@ def check_guidance(config: ConfigDict) -> None:
             "its condition; set it to 1, or train with estimator.condition_dropout = "
             "0.1.",
         )
-        require(
-            config.sampling.temperature == 1,
-            f"sampling.temperature is {config.sampling.temperature}, which only a "
-            "bridge has; set it to 1.",
-        )
-        require(
-            config.sampling.restart == 0,
-            f"sampling.restart is {config.sampling.restart}, which only a bridge has; "
-            "set it to 0.",
-        )
+        for name, plain in (("temperature", 1), ("restart", 0)):
+            value = config.sampling[name]
+            require(
+                value == plain,
+                f"sampling.{name} is {value}, which only a bridge has; set it to "
+                f"{plain}.",
+            )
+    temperature, restart = config.sampling.temperature, config.sampling.restart
     require(
-        0 <= config.sampling.restart < 1,
-        f"sampling.restart is {config.sampling.restart}; it is a time, in 0 to 1, 1 "
-        "excluded.",
+        0 <= restart < 1,
+        f"sampling.restart is {restart}; it is a time, in 0 to 1, 1 excluded.",
     )
     require(
-        config.sampling.temperature >= 0,
-        f"sampling.temperature is {config.sampling.temperature}; it must not be "
-        "negative.",
+        temperature >= 0,
+        f"sampling.temperature is {temperature}; it must not be negative.",
     )
 
 

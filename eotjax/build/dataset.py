@@ -53,7 +53,9 @@ def load(
         },
         # A set of TFDS may also lie there as the folders it is made from.
         "folder"
-        if c.kind == "tfds" and remote.is_folder(remote.below(c.path, names[0]))
+        if c.kind == "tfds"
+        and c.path
+        and remote.is_folder(remote.below(c.path, names[0]))
         else c.kind,
         "data.kind",
     )

@@ -43,11 +43,6 @@ def needs_moments(config: ConfigDict) -> bool:
     return c.name == "bridge" and c.prediction == "data" and not c.moments
 
 
-def needs_spectrum(config: ConfigDict) -> bool:
-    """Whether the noise is to be like the training sets."""
-    return config.estimator.noise == "images" and not config.estimator.spectrum
-
-
 class Training(NamedTuple):
     """What the loop needs, both jitted over the mesh; and the pairs that it draws."""
 
@@ -131,14 +126,13 @@ def training(
     def gather(params: step.Params) -> step.Params:
         return jax.lax.with_sharding_constraint(params, whole)
 
-    one_step = train_step(config, shape, pair, gather)
-    data = whole if lengths else parallel.split(mesh)
-    return Training(
-        jax.jit(init, out_shardings=layout),
-        parallel.jit_step(one_step, mesh, data, layout),
-        pair,
-        layout,
+    one_step = jax.jit(
+        train_step(config, shape, pair, gather),
+        in_shardings=(layout, whole if lengths else parallel.split(mesh)),
+        out_shardings=(layout, whole),
+        donate_argnums=0,  # the old state's memory serves the new one
     )
+    return Training(jax.jit(init, out_shardings=layout), one_step, pair, layout)
 
 
 def rounds(config: ConfigDict, step: int) -> int:

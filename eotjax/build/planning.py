@@ -1,7 +1,8 @@
 """Turns a config into its plans: their epsilon, their cost, where pairs come from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import jax
@@ -61,43 +62,13 @@ def sample_views(config: ConfigDict, splits: DataSet) -> list[np.ndarray]:
 def embed(config: ConfigDict, splits: DataSet) -> cost.Embed:
     """Where the cost is taken; principal components are those of the training sets."""
     c = config.coupling
-
-    def principal() -> cost.Embed:
+    if c.cost == "pooled":
+        return cost.pooled(c.pool)
+    if c.cost == "pca":
         views = [x.reshape(len(x), -1) for x in sample_views(config, splits)]
         _, directions = cost.principal_components(np.concatenate(views), c.components)
         return cost.principal(jnp.asarray(directions))
-
-    embeds = {
-        "pixels": lambda: cost.pixels,
-        "pooled": lambda: cost.pooled(c.pool),
-        "pca": principal,
-        "features": lambda: cost.pixels,  # unused: the data has its points
-    }
-    return embeds[c.cost]()
-
-
-def pair_moments(
-    draw: pairing.Pairing, held: pairing.Held, batches: list[Data]
-) -> PairMoments:
-    """Second moments of the very pairs that a run's first steps draw.
-
-    Args:
-      draw: where pairs come from.
-      held: of the plans, before the first step.
-      batches: what is drawn from, a step each.
-    """
-
-    @jax.jit
-    def moments(step, held, sets):
-        drawn = draw(step, held, sets)
-        x, y = drawn.source, drawn.target
-        return drawn.held, [jnp.mean(p) for p in (x * x, y * y, x * y)]
-
-    found = []
-    for number, sets in enumerate(batches):
-        held, values = moments(number, held, sets)
-        found.append(jax.device_get(values))
-    return PairMoments(*(float(np.mean(x)) for x in zip(*found, strict=True)))
+    return cost.pixels  # unused by features: the data has their points
 
 
 def couple(config: ConfigDict, settings: Solver) -> sinkhorn.Couple:
@@ -152,14 +123,7 @@ def pair(
 
 def fixed_views(config: ConfigDict) -> refit.Views:
     """The views of the training sets that stay the same over the run, by number."""
-
-    def views(data: Data, side: str, index: Array) -> Array:
-        each = pairing.views_of_all(
-            view(config), data[side], name=side, seed=config.seed
-        )
-        return each(index)
-
-    return views
+    return partial(pairing.views_of_all, view(config), seed=config.seed)
 
 
 def nothing_held(config: ConfigDict, lengths: tuple[int, int] | None) -> pairing.Held:
@@ -171,6 +135,36 @@ def nothing_held(config: ConfigDict, lengths: tuple[int, int] | None) -> pairing
     if outlasts_a_step(config):
         return pairing.empty_pool(c.group_size * c.draws)
     return ()
+
+
+def measure_moments(
+    config: ConfigDict,
+    held: pairing.Held | None,
+    batches: Iterator[Data],
+    lengths: tuple[int, int] | None,
+    embed: cost.Embed,
+    mesh: Mesh,
+) -> PairMoments:
+    """The second moments of the very pairs that a run's first steps draw."""
+    if held is None:
+        held = nothing_held(config, lengths)
+    draw = pair(config, embed, solver(config), lengths, mesh)
+
+    @jax.jit
+    def moments(step, held, sets):
+        drawn = draw(step, held, sets)
+        x, y = drawn.source, drawn.target
+        return drawn.held, [jnp.mean(p) for p in (x * x, y * y, x * y)]
+
+    found = []
+    for number, sets in enumerate(islice(batches, MOMENT_STEPS)):
+        held, values = moments(number, held, sets)
+        found.append(jax.device_get(values))
+    source, target, cross = (float(np.mean(x)) for x in zip(*found, strict=True))
+    if config.estimator.direction == "both":  # every second pair is turned round
+        source = target = (source + target) / 2
+    print(f"pairs: variances {source:.3g} and {target:.3g}, covariance {cross:.3g}")
+    return PairMoments(source, target, cross)
 
 
 def all_points(config: ConfigDict, embed: cost.Embed, sets: Data, mesh: Mesh) -> Data:
@@ -242,11 +236,6 @@ def steps_of_plan(config: ConfigDict) -> int:
     if c.method == "whole":
         return 1
     return max(c.group_size * c.draws // config.batch_size, 1)
-
-
-def first_step_of_plan(config: ConfigDict, step: int) -> int:
-    """Where the plan of step `step` + 1 was solved, counted from 0."""
-    return step - step % steps_of_plan(config)
 
 
 def try_groups(

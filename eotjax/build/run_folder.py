@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from eotjax import atomic, parallel
-from eotjax.build.checks import leaves
 from eotjax.diffusion.bridge import PairMoments
 from eotjax.errors import UserError, require
 
@@ -95,7 +95,8 @@ def check(folder: Path, config: ConfigDict) -> None:
         raise UserError(
             f"{path} is damaged ({error}); choose a new --workdir."
         ) from error
-    was, now = (dict(leaves(x)) for x in (found, json.loads(config.to_json())))
+    now = json.loads(config.to_json())
+    was, now = (flatten_dict(x, sep=".") for x in (found, now))
     differing = [
         f"{key} was {was.get(key)!r} and is {now.get(key)!r}"
         for key in sorted(was.keys() | now.keys())
@@ -176,20 +177,9 @@ def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
     """Writes the config and what was found into the folder, which it makes."""
     if parallel.is_leader():
         folder.mkdir(parents=True, exist_ok=True)
-        plan: dict = {"epsilon": found.epsilon}
-        if found.moments is not None:
-            plan["moments"] = list(found.moments)
-        if found.spectrum:
-            plan["spectrum"] = found.spectrum
-        if found.data:
-            plan["data"] = list(found.data)
-        if found.begun:
-            plan["begun"] = found.begun
-        for name, content in (
-            ("plan.json", plan),
-            ("config.json", json.loads(config.to_json())),
-        ):
-            atomic.write_text(folder / name, json.dumps(content, indent=2) + "\n")
+        plan = {name: value for name, value in found._asdict().items() if value}
+        atomic.write_text(folder / "plan.json", json.dumps(plan, indent=2) + "\n")
+        atomic.write_text(folder / "config.json", config.to_json(indent=2) + "\n")
 
 
 def plan(folder: Path) -> Plan:

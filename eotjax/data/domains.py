@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from eotjax.errors import UserError
+from eotjax.errors import UserError, attempt
 from eotjax.progress import Progress
 
 AHEAD = 64  # images that are decoded before they are asked for
@@ -99,16 +99,11 @@ def each(domain: Domain, label: str) -> Iterator[np.ndarray]:
             progress.update(1)
         return
 
-    def read(index: int) -> np.ndarray | UserError:
-        try:
-            return domain.read(index)
-        except UserError as error:
-            return error
-
     broken: list[UserError] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for start in range(0, len(domain), AHEAD):  # not all are kept at once
-            for image in pool.map(read, range(start, min(start + AHEAD, len(domain)))):
+            few = range(start, min(start + AHEAD, len(domain)))
+            for image in pool.map(lambda i: attempt(domain.read, i), few):
                 if isinstance(image, UserError):
                     broken.append(image)
                 else:

@@ -40,9 +40,7 @@ def _between(
     return (1 - t) * source + t * target + spread * jnp.sqrt(1 - t) * noise
 
 
-def ancestral(
-    epsilon: float, temperature: float = 1.0, spectrum: Spectrum | None = None
-) -> Step:
+def ancestral(epsilon: float, temperature: float, spectrum: Spectrum | None) -> Step:
     """A draw from the Brownian bridge from x_t to y = denoise(x_t), at time s.
 
     Its noise is multiplied by `temperature`, and coloured as the process's.
@@ -57,9 +55,7 @@ def ancestral(
     return step
 
 
-def ddim(
-    epsilon: float, temperature: float = 1.0, spectrum: Spectrum | None = None
-) -> Step:
+def ddim(epsilon: float, temperature: float, spectrum: Spectrum | None) -> Step:
     """The point of the bridge from the source to y = denoise(x_t), of the same noise.
 
     x_t = (1 - t) x + t y + sqrt(epsilon t (1 - t)) z keeps its z, drawn in the first
@@ -85,9 +81,7 @@ def ddim(
     return step
 
 
-def heun(
-    epsilon: float, temperature: float = 1.0, spectrum: Spectrum | None = None
-) -> Step:
+def heun(epsilon: float, temperature: float, spectrum: Spectrum | None) -> Step:
     """Stochastic Heun for dx = u dt + sqrt(epsilon) dw, u = (E[y | x] - x) / (1 - t).
 
     The drift is averaged over both ends of the step, at two evaluations: of weak order

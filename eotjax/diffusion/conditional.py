@@ -164,13 +164,11 @@ class ConditionalScore:
     def _next_condition(
         self, keys: Keys, source: Image, x_t: Image, t: Time, s: Time
     ) -> Image:
-        if self.rho == 0:
-            return source
-        if self.path:
+        noise = sampler.normal(keys, source.shape[1:])
+        if self.path and self.rho > 0:
             of_x_t, of_x, variance = self.schedule.posterior(self.rho * t, self.rho * s)
-            noise = sampler.normal(keys, source.shape[1:])
             return of_x_t * x_t + of_x * source + jnp.sqrt(variance) * noise
-        return self._noised(source, sampler.normal(keys, source.shape[1:]), s)
+        return self._noised(source, noise, s)
 
     def _inputs(self, y_t: Image, x_t: Image, t: Array) -> Image:
         """Both images at unit scale, side by side in the channels."""

@@ -45,7 +45,8 @@ def of_images(sets: Sequence[Float[np.ndarray, "_ h w c"]]) -> Spectrum:
     for number in np.unique(band):
         at = band == number
         radii.append(radius[at].mean())
-        roots.append(_root(np.mean([_covariance(x[:, at]) for x in waves], axis=0)))
+        flat = [x[:, at].reshape(-1, x.shape[-1]) for x in waves]
+        roots.append(_root(np.mean([x.T @ x / len(x) for x in flat], axis=0)))
     spectrum = Spectrum(np.array(radii, np.float32), np.array(roots, np.float32))
     # As if of the continuum of waves, so that sizes do not differ.
     power = np.mean(np.sum(_roots(spectrum, _radius(64, 64, 0.5)) ** 2, axis=-1))
@@ -106,11 +107,6 @@ def _radius(
     """Of the waves of the DCT-II, in radians a pixel, the slowest number `first`."""
     y, x = (np.pi * (np.arange(n) + first) / n for n in (height, width))
     return np.hypot(y[:, None], x[None])
-
-
-def _covariance(waves: Float[np.ndarray, "n m c"]) -> Float[np.ndarray, "c c"]:
-    flat = waves.reshape(-1, waves.shape[-1])
-    return flat.T @ flat / len(flat)
 
 
 def _root(covariance: Float[np.ndarray, "c c"]) -> Float[np.ndarray, "c c"]:

@@ -64,10 +64,8 @@ def keys_of(seed: UInt32[Array, ""], number: UInt32[Array, "b"], source: Image) 
     bits = jax.lax.bitcast_convert_type(values, jnp.uint32)
     weights = jax.random.bits(jax.random.key(0), values.shape[1:], jnp.uint32) | 1
     digests = jnp.sum(bits * weights[None], axis=1, dtype=jnp.uint32)
-    seeded = jnp.broadcast_to(jax.random.key(seed), digests.shape)
-    return jax.vmap(jax.random.fold_in)(
-        jax.vmap(jax.random.fold_in)(seeded, digests), number
-    )
+    seeded = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return jax.vmap(jax.random.fold_in)(seeded(jax.random.key(seed), digests), number)
 
 
 def integrate(

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from eotjax import parallel
+from eotjax import errors, parallel
 from eotjax.artefact.translator import Translator
 from eotjax.data import domains, images
 from eotjax.data.domains import DataSet
@@ -116,18 +116,28 @@ def report(
 
     Returns:
       The translated test sources of each direction; none of known plans.
+
+    Raises:
+      UserError: a known plan is to be judged backward.
     """
     folder, results, translations = Path(folder), {}, {}
     if translator.config.data.kind == "known_plan":
+        errors.require(
+            directions in (None, ("forward",)),
+            "a known plan is judged forward only; leave --direction=backward out.",
+        )
         results["forward"] = known_plan_report.evaluate(translator, splits)
-        _print("forward", results)
-        _write(folder, results)
-        return {}
-    for direction in directions or translator.directions:
+        print(measures.table(results["forward"]["rows"]))
+        directions = ()
+    elif directions is None:
+        directions = translator.directions
+    for direction in directions:
         found = evaluate(translator, splits, direction=direction, weights=weights)
         results[direction] = found.result
         translations[direction] = found.translated
-        _print(direction, results)
+        if len(results) > 1 or direction != "forward":
+            print(f"{direction}:")
+        print(measures.table(found.result["rows"]))
         if len(translator.shape) == 3 and parallel.is_leader():
             ending = "" if direction == "forward" else f"_{direction}"
             source = turned(splits, direction).test_source
@@ -143,18 +153,8 @@ def report(
                 path = folder / f"{name}{ending}.png"
                 images.write(path, picture)
                 print(f"wrote {path}")
-    _write(folder, results)
-    return translations
-
-
-def _print(direction: str, results: dict) -> None:
-    if len(results) > 1 or direction != "forward":
-        print(f"{direction}:")
-    print(measures.table(results[direction]["rows"]))
-
-
-def _write(folder: Path, results: dict) -> None:
     if parallel.is_leader():
         path = folder / "evaluation.json"
         path.write_text(json.dumps(results, indent=2) + "\n")
         print(f"wrote {path}")
+    return translations

@@ -198,8 +198,7 @@ class Judge:
         """
         wanted, known = self._target_seen, self._training_features
         near, usual = (
-            np.median(measures.nearest_distance(x.features, known))
-            for x in (seen, wanted)
+            np.median(measures.nearest(x.features, known)[0]) for x in (seen, wanted)
         )
         values: measures.Row = {}
         if self._several:
@@ -227,14 +226,14 @@ class Judge:
         in principal components.
         """
         if seen is None:
-            found = measures.nearest(self.features(y), self.features(self._known))
+            _, found = measures.nearest(self.features(y), self.features(self._known))
             return self._known[found]
-        found = measures.nearest(seen.features, self._training_features)
+        _, found = measures.nearest(seen.features, self._training_features)
         return self._to_float(self._training_targets(found))
 
     def realism(self, y: np.ndarray) -> Float[np.ndarray, "n"]:
         """How far each translation is from the nearest of some training targets."""
-        return measures.nearest_distance(self.features(y), self.features(self._known))
+        return measures.nearest(self.features(y), self.features(self._known))[0]
 
     def row(self, y: np.ndarray, seen: Seen | None) -> measures.Row:
         """Every measure of the translations y of the test sources, `seen` as `look`."""

@@ -42,7 +42,7 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
     config = translator.config
     truth, keys = dataset.known_plan_of(config), _keys()
     target = known_plan.target_moments(truth, keys[0])
-    judge = _make_judge(truth, target, splits)
+    judge = partial(_judge, truth, target, splits.test_source)
 
     draw = jax.jit(lambda key, x: known_plan.sample(key, truth, x))
 
@@ -79,7 +79,7 @@ def judge(translator: Translator, splits: DataSet) -> dict[str, float]:
     """The model's row of `evaluate`."""
     truth = dataset.known_plan_of(translator.config)
     target = known_plan.target_moments(truth, _keys()[0])
-    return _make_judge(truth, target, splits)(_of(translator), "translating")
+    return _judge(truth, target, splits.test_source, _of(translator), "translating")
 
 
 def _keys() -> Key[Array, "5"]:
@@ -94,19 +94,10 @@ def _of(translator: Translator) -> Sampler:
     return sample
 
 
-def _make_judge(
-    truth: KnownPlan, target: Moments, splits: DataSet
-) -> Callable[[Sampler, str], dict[str, float]]:
-    """Builds judge(sampler, label) -> its metrics."""
-    many = known_plan.sample_mixture(_keys()[1], truth.source, OVERALL)
-    return partial(_judge, truth, target, splits.test_source, np.asarray(many))
-
-
 def _judge(
     truth: KnownPlan,
     target: Moments,
     sources: Float[np.ndarray, "n d"],
-    many: Float[np.ndarray, "m d"],
     sample: Sampler,
     label: str,
 ) -> dict[str, float]:
@@ -118,7 +109,8 @@ def _judge(
         found.append(moments.of(sample(start, x, known_plan.SAMPLES)))
         wanted.append(known_plan.conditional_moments(truth, jnp.asarray(x)))
         progress.update(len(x))
-    overall = moments.of(sample(0, many, 1)[:, 0])
+    many = known_plan.sample_mixture(_keys()[1], truth.source, OVERALL)
+    overall = moments.of(sample(0, np.asarray(many), 1)[:, 0])
     return _row(
         target,
         overall,

@@ -114,21 +114,10 @@ def light_correlation(
     return float(np.mean(np.sum(a * b, axis=1) / np.maximum(norms, 1e-12)))
 
 
-def nearest_distance(
-    a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "m k"]
-) -> Float[np.ndarray, "n"]:
-    """Euclidean distance of each point of `a` to the nearest of `b`."""
-    return _neighbours(a, b)[0]
-
-
 def nearest(
     a: Float[np.ndarray, "n k"], b: Float[np.ndarray, "m k"]
-) -> Int[np.ndarray, "n"]:
-    """Which of `b` is nearest to each point of `a`."""
-    return _neighbours(a, b)[1]
-
-
-def _neighbours(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Float[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """Of each point of `a`: how far the nearest of `b` is, and which that is."""
     from sklearn.neighbors import NearestNeighbors
 
     distance, index = NearestNeighbors(n_neighbors=1).fit(b).kneighbors(a)

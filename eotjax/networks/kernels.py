@@ -180,11 +180,8 @@ def _conv_forward(x, kernel, bias, stride, ends):
         for i in range(2)
     )
     shape = (len(x), *(side + 1 for side in sides), kernel.shape[-1])
-    call, held = (
-        _call("forward", [shape], **_windows(stride, ends)),
-        _factors(x, kernel),
-    )
-    return call(*held, bias)[0], held
+    held = _factors(x, kernel)
+    return _call("forward", [shape], **_windows(stride, ends))(*held, bias)[0], held
 
 
 def _conv_backward(stride, ends, held, g):
@@ -200,10 +197,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _windows(stride: tuple[int, ...], ends: tuple[int, ...]) -> dict[str, np.ndarray]:
-    return {
-        "stride": np.array(stride, np.int64),
-        "padding": np.array(ends, np.int64),
-    }
+    return {"stride": np.array(stride, np.int64), "padding": np.array(ends, np.int64)}
 
 
 def _call(
@@ -230,7 +224,8 @@ def _library() -> ctypes.CDLL | None:
     except importlib.metadata.PackageNotFoundError:
         return None
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"oneDNN is installed, but not used: {_reason(error)}", file=sys.stderr)
+        said = str(getattr(error, "stderr", None) or error).strip().splitlines()[0]
+        print(f"oneDNN is installed, but not used: {said}", file=sys.stderr)
         return None
     for name, handler in {
         "forward": library.EotjaxForward,
@@ -275,9 +270,3 @@ def _installed(package: str, name: str) -> Path:
         if file.name == name:
             return Path(str(file.locate())).resolve()
     raise FileNotFoundError(f"{package} has no {name}")
-
-
-def _reason(error: OSError | subprocess.CalledProcessError) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        return (error.stderr or str(error)).strip().splitlines()[0]
-    return str(error)

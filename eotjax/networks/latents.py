@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
@@ -62,12 +62,8 @@ def _of_channels(space: Autoencoder) -> tuple[Array, Array]:
 
 def save(path: Path, space: Autoencoder) -> None:
     """Writes the space into one .npz file of plain arrays."""
-    leaves = jax.tree_util.tree_leaves_with_path(space._asdict())
-    named = {
-        jax.tree_util.keystr(k, simple=True, separator="/"): np.asarray(x)
-        for k, x in leaves
-    }
-    arrays.write(path, named)
+    named = flatten_dict(space._asdict(), sep="/")
+    arrays.write(path, {name: np.asarray(x) for name, x in named.items()})
 
 
 def restore(path: Path) -> Autoencoder:
@@ -77,11 +73,8 @@ def restore(path: Path) -> Autoencoder:
       UserError: there is no such file, or it is another one.
     """
     try:
-        flat = {
-            tuple(name.split("/")): jnp.asarray(x)
-            for name, x in arrays.read(path).arrays.items()
-        }
-        return Autoencoder(**unflatten_dict(flat))
+        flat = jax.tree.map(jnp.asarray, arrays.read(path).arrays)
+        return Autoencoder(**unflatten_dict(flat, sep="/"))
     except (OSError, TypeError, ValueError) as error:
         raise UserError(
             f"cannot read the autoencoder {path} ({error}); copy the export again."

@@ -102,7 +102,7 @@ class Checkpoints:
         """
         failed: dict[Path, Exception] = {}
         for checkpoint in reversed(self._checkpointer.checkpoints):
-            path = self._folder / str(checkpoint.step)
+            path, summed = self._folder / str(checkpoint.step), False
             try:
                 summed = (path / SUMS).exists()  # else it was killed too early
                 if summed:
@@ -182,10 +182,8 @@ def _check_files(folder: Path) -> None:
     lines = (folder / SUMS).read_text().splitlines()
     now = _digests(folder)
     for digest, name in (line.split("  ", 1) for line in lines):
-        if name not in now:
-            raise _Damaged(f"{name} is missing")
-        if now[name] != digest:
-            raise _Damaged(f"{name} is damaged")
+        if now.get(name) != digest:
+            raise _Damaged(f"{name} is {'damaged' if name in now else 'missing'}")
 
 
 def load_tree(path: str | Path, abstract: PyTree) -> PyTree:

@@ -108,21 +108,13 @@ class Writer:
 
 
 class Interval(NamedTuple):
-    """Some steps' metrics, summed, on the device.
+    """Some steps' metrics, on the device."""
 
-    Attributes:
-      done: the number of the last step.
-      steps: how many.
-      rate: steps a second.
-      total: the sums.
-      skipped: of each step, 1 or 0.
-    """
-
-    done: int
+    done: int  # the number of the last step
     steps: int
-    rate: float
-    total: Mapping[str, Array]
-    skipped: list[Array]
+    rate: float  # steps a second
+    total: Mapping[str, Array]  # the sums
+    skipped: list[Array]  # of each step, 1 or 0
 
 
 class Log:
@@ -178,18 +170,6 @@ class Log:
             self._pending = Interval(done, self._count, rate, total, self._skipped)
             self._sum, self._count, self._skipped, self._time = None, 0, [], now
 
-    def _speed(self, rate: float) -> dict[str, float]:
-        """FLOP/s and their share of the peak, where these are known.
-
-        Args: rate: steps a second.
-        """
-        if not self.flops:
-            return {}
-        done = {"flops_per_second": self.flops * rate}
-        if self._peak_flops:
-            done["mfu"] = done["flops_per_second"] / self._peak_flops
-        return done
-
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """Work that is no step's, which the rate and the time left do not count."""
@@ -209,7 +189,11 @@ class Log:
         for name in ("loss", "grad_norm"):  # means over the steps that were not
             values[name] *= count / max(count - values["skipped"], 1)
         images_per_second = rate * self._batch_size
-        speed = self._speed(rate)
+        speed = {}  # FLOP/s and their share of the peak, where these are known
+        if self.flops:
+            speed["flops_per_second"] = self.flops * rate
+            if self._peak_flops:
+                speed["mfu"] = speed["flops_per_second"] / self._peak_flops
         mfu = f"MFU {speed['mfu']:.0%}, " if "mfu" in speed else ""
         print(
             f"step {done}/{self._total_steps}: loss {values['loss']:.4f}, "

@@ -218,6 +218,7 @@ def make_optimizer(
         )
 
     rate = schedule(learning_rate)
+    update = optax.adamw(rate, b2=0.99, weight_decay=weight_decay)
     if muon:
         update = optax.partition(
             {
@@ -226,10 +227,8 @@ def make_optimizer(
                     optax.add_decayed_weights(weight_decay),
                     optax.scale_by_learning_rate(schedule(muon)),
                 ),
-                False: optax.adamw(rate, b2=0.99, weight_decay=weight_decay),
+                False: update,
             },
             lambda params: jax.tree.map_with_path(is_matrix, params),
         )
-    else:
-        update = optax.adamw(rate, b2=0.99, weight_decay=weight_decay)
     return Optimizer(optax.chain(optax.clip_by_global_norm(clip_norm), update), rate)

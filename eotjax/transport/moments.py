@@ -6,14 +6,12 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-Matrix = Float[np.ndarray | jax.Array, "*n d d"]
-
 
 class Moments(NamedTuple):
     """Mean and covariance."""
 
     mean: Float[np.ndarray | jax.Array, "*n d"]
-    covariance: Matrix
+    covariance: Float[np.ndarray | jax.Array, "*n d d"]
 
 
 def of(y: Float[np.ndarray | jax.Array, "*n samples d"], ddof: int = 0) -> Moments:

@@ -172,14 +172,15 @@ def over_steps(
 
 
 def views_of_all(
-    view: View, stored: Array, *, name: str, seed: int
-) -> Callable[[Int[Array, "b"]], Float[Array, "b ..."]]:
-    """The fixed views that a whole-set plan is between: index -> images.
+    view: View, data: Data, name: str, index: Int[Array, "b"], *, seed: int
+) -> Float[Array, "b ..."]:
+    """The fixed views that a whole-set plan is between, by their numbers.
 
     View number a is of stored image a % n; views n apart show the same image anew.
     """
     key = batch.keys(seed, batch.LAST)[("source", "target").index(name)]
-    return lambda index: view(key, stored[index % len(stored)], index)
+    stored = data[name]
+    return view(key, stored[index % len(stored)], index)
 
 
 def over_the_sets(
@@ -221,7 +222,7 @@ def over_the_sets(
 
         def images(name, key, index):
             if fixed_views:
-                return views_of_all(view, data[name], name=name, seed=seed)(index)
+                return views_of_all(view, data, name, index, seed=seed)
             return view(key, data[name][index], jnp.arange(batch_size))
 
         source, target = map(images, ("source", "target"), view_keys, (i, j))

@@ -161,15 +161,6 @@ def log_rows(
     return logits - total[:, None], total - math.log(cost.shape[1])
 
 
-def draw_rows(
-    key: Key[Array, ""], log_mass: Float[Array, "n"], solver: Solver, count: int
-) -> Int[Array, "count"]:
-    """The rows of pairs: all in turn where their mass is kept, else as it says."""
-    if solver.balanced:
-        return jnp.arange(count) % len(log_mass)
-    return jax.random.categorical(key, log_mass, shape=(count,))
-
-
 def draw_columns(key: Key[Array, ""], logits: Float[Array, "n m"]) -> Int[Array, "n"]:
     """One column of each row, with the probabilities softmax(logits).
 
@@ -267,7 +258,10 @@ def entropic(solver: Solver, draws: int = 1) -> Couple:
         found = solve(cost, solver)
         rows = describe_rows(cost, found.g, solver.epsilon)
         log_mass, stats = describe(found, rows, solver)
-        i = draw_rows(key_row, log_mass, solver, draws * len(source))
+        count = draws * len(source)
+        i = jnp.arange(count) % len(source)  # all in turn, where their mass is kept
+        if not solver.balanced:
+            i = jax.random.categorical(key_row, log_mass, shape=(count,))
         logits = row_logits(cost, found.g, solver.epsilon)
         return Pairs(i, draw_columns(key_column, logits[i])), stats
 
@@ -304,8 +298,4 @@ def independent(draws: int = 1) -> Couple:
         stats = independent_stats(jnp.mean(cost, axis=1), jnp.var(cost, axis=1))
         return Pairs(i, (i + shift) % n), stats
 
-    def couple(key, source, target):
-        del key
-        return jax.vmap(one_group)(source, target)
-
-    return couple
+    return lambda key, *sides: jax.vmap(one_group)(*sides)

@@ -26,27 +26,6 @@ DECAY = 4.0  # of epsilon, from stage to stage
 BLOCK_BYTES = 2**26  # of a block of the cost matrix
 
 
-class Layout(NamedTuple):
-    """How n rows are cut: [devices, blocks, rows a block], the last ones filled up."""
-
-    n: int
-    devices: int
-    blocks: int
-    rows: int
-
-    @property
-    def missing(self) -> int:
-        """Rows that are filled up."""
-        return self.devices * self.blocks * self.rows - self.n
-
-
-def cut(n: int, m: int, devices: int) -> Layout:
-    """Blocks of about BLOCK_BYTES of a float32 [n, m]."""
-    share = -(-n // devices)
-    blocks = max(-(-share * m * 4 // BLOCK_BYTES), 1)
-    return Layout(n, devices, blocks, -(-share // blocks))
-
-
 @jax.tree_util.register_pytree_node_class
 class RowBlocks(geometry.Geometry):
     """A cost for ott-jax's Sinkhorn, in blocks of rows.
@@ -54,17 +33,17 @@ class RowBlocks(geometry.Geometry):
     Attributes:
       blocks: [devices, blocks, rows, d] points, or [devices, blocks, rows, m] costs.
       target: [m, d] points; None where `blocks` are costs.
-      layout: of the rows.
+      count: of the rows; the last blocks are filled up.
     """
 
-    def __init__(self, blocks, target, layout: Layout, epsilon):
+    def __init__(self, blocks, target, count: int, epsilon):
         super().__init__(epsilon=epsilon)
-        self.blocks, self.target, self.layout = blocks, target, layout
+        self.blocks, self.target, self.count = blocks, target, count
 
     @property
     def shape(self) -> tuple[int, int]:
         wide = self.blocks if self.target is None else self.target.T
-        return self.layout.n, wide.shape[-1]
+        return self.count, wide.shape[-1]
 
     @property
     def dtype(self):
@@ -84,8 +63,8 @@ class RowBlocks(geometry.Geometry):
 
     def map_rows(self, function):
         """function(cost [rows, m]) -> leaves [rows], for all rows: leaves [n]."""
-        n = self.layout.n
-        return jax.tree.map(lambda x: x.reshape(-1)[:n], self.map_blocks(function))
+        every = self.map_blocks(function)
+        return jax.tree.map(lambda x: x.reshape(-1)[: self.count], every)
 
     def apply_lse_kernel(self, f, g, eps, vec=None, axis=0):
         """eps log sum_j exp((g - C') / eps), or of i, f; C' = C + eps log(n m)."""
@@ -106,18 +85,19 @@ class RowBlocks(geometry.Geometry):
         def share(arrays):
             return jax.lax.scan(add, jnp.full(m, -jnp.inf), arrays)[0]
 
-        filled = jnp.pad(f, (0, self.layout.missing), constant_values=-jnp.inf)
-        shares = jax.vmap(share)((self.blocks, filled.reshape(self.blocks.shape[:3])))
+        shape = self.blocks.shape[:3]
+        filled = jnp.pad(f, (0, math.prod(shape) - n), constant_values=-jnp.inf)
+        shares = jax.vmap(share)((self.blocks, filled.reshape(shape)))
         total = jax.nn.logsumexp(shares, axis=0)
         return eps * total - against_product, jnp.ones_like(total)
 
     def tree_flatten(self):
-        return (self.blocks, self.target, self._epsilon_init), self.layout
+        return (self.blocks, self.target, self._epsilon_init), self.count
 
     @classmethod
-    def tree_unflatten(cls, layout, children):
+    def tree_unflatten(cls, count, children):
         blocks, target, epsilon = children
-        return cls(blocks, target, layout, epsilon)
+        return cls(blocks, target, count, epsilon)
 
 
 def make_geometry(
@@ -135,24 +115,21 @@ def make_geometry(
       mesh: of all devices.
       dense_gib: GiB of cost matrix that a device may keep.
     """
-    layout = cut(len(source), len(target), mesh.size)
-    padded = np.pad(np.asarray(source), ((0, layout.missing), (0, 0)))
-    shape = (layout.devices, layout.blocks, layout.rows, -1)
-    blocks = parallel.put(padded.reshape(shape), parallel.split(mesh))
+    n, m = len(source), len(target)
+    share = -(-n // mesh.size)  # rows a device
+    count = max(-(-share * m * 4 // BLOCK_BYTES), 1)  # of blocks, of float32 costs
+    rows = -(-share // count)
+    padded = np.pad(np.asarray(source), ((0, mesh.size * count * rows - n), (0, 0)))
+    blocks = padded.reshape(mesh.size, count, rows, -1)
     target = parallel.put(target, parallel.replicated(mesh))
-    points = RowBlocks(blocks, target, layout, 1.0)
-    if layout.blocks * layout.rows * len(target) * 4 > dense_gib * 2**30:
+    points = RowBlocks(parallel.put(blocks, parallel.split(mesh)), target, n, 1.0)
+    if count * rows * m * 4 > dense_gib * 2**30:
         return points
     dense = jax.jit(
         lambda points: points.map_blocks(lambda cost: cost),
         out_shardings=parallel.split(mesh),
     )
-    return RowBlocks(dense(points), None, layout, 1.0)
-
-
-def at(costs: RowBlocks, epsilon) -> RowBlocks:
-    """The same costs under another epsilon."""
-    return RowBlocks(costs.blocks, costs.target, costs.layout, epsilon)
+    return RowBlocks(dense(points), None, n, 1.0)
 
 
 class Plan(NamedTuple):
@@ -193,7 +170,7 @@ def solve(
     iterations, first = 0, time.monotonic()
     printed = first
     for epsilon in reversed(stages):
-        last = epsilon == stages[0]
+        threshold = solver.threshold * (1 if epsilon == stages[0] else 10)
         while True:
             found = _advance(costs, epsilon, potentials, settings, mesh)
             potentials, error = (found.f, found.g), float(found.error)
@@ -207,9 +184,9 @@ def solve(
                     f"{error:.2g} (until {solver.threshold:.2g} at {stages[0]:.3g})",
                     flush=True,
                 )
-            if error <= solver.threshold * (1 if last else 10):
+            if error <= threshold or not np.isfinite(error):
                 break
-            if iterations >= solver.max_iterations or not np.isfinite(error):
+            if iterations >= solver.max_iterations:
                 break
     found = found._replace(iterations=jnp.float32(iterations))
     return _describe(costs, stages[0], found, settings, mesh)
@@ -219,7 +196,8 @@ def solve(
 def _advance(costs, epsilon, start, settings: Solver, mesh: Mesh) -> Potentials:
     """CHUNK iterations, or fewer where the threshold is reached."""
     limited = settings._replace(epsilon=epsilon, max_iterations=CHUNK)
-    found = sinkhorn.solve(at(costs, epsilon), limited, start)
+    costs = RowBlocks(costs.blocks, costs.target, costs.count, epsilon)
+    found = sinkhorn.solve(costs, limited, start)
     return jax.lax.with_sharding_constraint(found, parallel.replicated(mesh))
 
 

@@ -71,7 +71,7 @@ def test_ancestral_steps_to_a_known_target_are_the_brownian_bridge():
                 source,
                 forward(source),
                 times[:length],
-                ancestral(EPSILON),
+                ancestral(EPSILON, 1.0, None),
             )
             for length in range(2, len(times) + 1)
         ]
@@ -159,7 +159,7 @@ def test_clean_data_leaves_the_network_what_no_linear_guess_knows(t, epsilon):
     x_t = jnp.float32(inputs[:, None] * scale)
     keys = jax.random.split(jax.random.key(0), N)
     times = jnp.array([t, 1.0])
-    step = ancestral(epsilon)
+    step = ancestral(epsilon, 1.0, None)
     guess = bridge.sample(says_nothing, keys, x_t, forward(x), times, step)
     slope = np.polyfit(np.asarray(x_t)[:, 0], np.asarray(y)[:, 0], 1)[0]
     np.testing.assert_allclose(guess, slope * x_t, atol=0.1)

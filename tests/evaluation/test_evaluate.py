@@ -199,7 +199,7 @@ def test_structure_falls_with_noise_and_is_blind_to_colour():
 def test_the_nearest_distance_is_scipys():
     a, b = RNG.standard_normal((2, 20, 4))
     expected = scipy.spatial.distance.cdist(a, b).min(1)
-    np.testing.assert_allclose(measures.nearest_distance(a, b), expected)
+    np.testing.assert_allclose(measures.nearest(a, b)[0], expected)
 
 
 def test_ranked_translations_run_from_best_to_worst():

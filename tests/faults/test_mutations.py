@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
+from flax.traverse_util import flatten_dict
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from ml_collections import config_flags
@@ -216,7 +217,7 @@ def test_options(often, vectors, monkeypatch, config):
     keys = st.sampled_from(
         [
             name
-            for name, _ in checks.leaves(parsed([]).to_dict())
+            for name in flatten_dict(parsed([]).to_dict(), sep=".")
             if name not in ("data.path", "latent.cache")
         ]
     )

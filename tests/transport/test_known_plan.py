@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+import eotjax
 from configs import known_plan as config_file
 from eotjax import train
+from eotjax.build import dataset
 from eotjax.errors import UserError
+from eotjax.evaluation import evaluate
 from eotjax.transport import known_plan, moments, sinkhorn
 
 
@@ -80,6 +83,10 @@ def test_a_run_is_judged_beside_what_bounds_it(monkeypatch, tmp_path, estimator)
     assert 0 < rows["exact"] < 5 < rows["independent"]
     assert rows["exact"] < rows["rows"] < rows["independent"]
     assert rows["eotjax"] > rows["exact"]
+    translator = eotjax.load(tmp_path / "export")
+    splits = dataset.load(translator.config)
+    with pytest.raises(UserError, match="judged forward only"):
+        evaluate.report(translator, splits, tmp_path, directions=("backward",))
 
 
 @pytest.mark.parametrize("key", ["source", "covariance"])
