@@ -8,4 +8,6 @@ launch/install.sh dev
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
 .venv/bin/lint-imports --no-logo --no-cache
-.venv/bin/python -m pytest -n "${EOTJAX_TEST_WORKERS:-2}" --dist loadfile "$@"
+# In the order of tests/conftest.py, which has the longest first.
+.venv/bin/python -m pytest -n "${EOTJAX_TEST_WORKERS:-2}" --dist loadfile \
+  --no-loadscope-reorder "$@"

@@ -11,6 +11,7 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -57,8 +58,28 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from configs import digits, npz  # noqa: E402
 from eotjax import train as training  # noqa: E402
-from eotjax.build.checks import leaves  # noqa: E402
 from eotjax.training.interruption import Interruption  # noqa: E402
+
+# The files that take longest, so that none of them is begun last.
+LONGEST = (
+    "test_train",
+    "test_notebooks",
+    "test_latents",
+    "test_kernels",
+    "test_beginning",
+    "test_remote",
+    "test_kills",
+    "test_parallel",
+    "test_configs",
+    "test_evaluate",
+    "test_processes",
+    "test_known_plan",
+)
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def pytest_addoption(parser):
@@ -75,7 +96,7 @@ def changed(config, changes):
 
 def keys_of(config):
     """The names of a config's keys, such as data.flip."""
-    return [name for name, _ in leaves(config.to_dict())]
+    return list(flatten_dict(config.to_dict(), sep="."))
 
 
 def one_resolution():

@@ -14,6 +14,7 @@ from eotjax import parallel
 from eotjax.build import dataset, learning, planning
 from eotjax.training.checkpoint import Checkpoints
 
+QUICKLY = "--xla_backend_optimization_level=1"  # compiled, on one device
 # Never ends, and never saves unless it is told to.
 ENDLESS = ("--config.steps=1000000", "--config.checkpoint.every=1000000")
 
@@ -51,7 +52,7 @@ def begun_as(data_paths, workdir, *more):
     return [
         begun(
             *(path, workdir, *more, "--distributed"),
-            XLA_FLAGS="",
+            XLA_FLAGS=QUICKLY,
             JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
             JAX_NUM_PROCESSES=str(len(data_paths)),
             JAX_PROCESS_ID=str(number),

@@ -22,7 +22,11 @@ def one_device(monkeypatch):
 
 def cooled(vectors, steps):
     return vectors(
-        steps=steps, log_every=1, checkpoint__every=4, optimizer__cooldown_steps=3
+        steps=steps,
+        log_every=1,
+        sample_every=100,
+        checkpoint__every=4,
+        optimizer__cooldown_steps=3,
     )
 
 
@@ -68,8 +72,9 @@ def test_steps_that_come_too_late_to_change_are_refused(vectors, tmp_path, inter
         train.train(cooled(vectors, 3), tmp_path)
 
 
-def test_the_steps_of_a_cosine_cannot_change(vectors, tmp_path):
-    assert train.train(vectors(steps=2), tmp_path)
+def test_the_steps_of_a_cosine_cannot_change(vectors, tmp_path, interrupt):
+    interrupt(1)
+    assert not train.train(vectors(steps=2), tmp_path)
     with pytest.raises(UserError, match="steps was 2 and is 3"):
         train.train(vectors(steps=3), tmp_path)
 

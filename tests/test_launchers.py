@@ -9,7 +9,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from runs import ENDLESS, lines, wait_for
+from runs import ENDLESS, QUICKLY, lines, wait_for
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch" / "slurm.sbatch"]
@@ -98,7 +98,7 @@ def test_two_processes_train_and_a_signal_to_the_script_stops_both(vectors, tmp_
             f"--config.data.path={vectors().data.path}",
         ],
         cwd=ROOT,
-        env=os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": ""},
+        env=os.environ | {"PYTHON": sys.executable, "XLA_FLAGS": QUICKLY},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -39,6 +39,9 @@ def execute(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     monkeypatch.setenv("EOTJAX_SMOKE", "1")
+    flags = "--xla_backend_optimization_level=0"  # compiles in half the time
+    devices = "--xla_force_host_platform_device_count=2"
+    monkeypatch.setenv("XLA_FLAGS", f"{flags} {devices}")
 
     def run(name):
         notebook = nbformat.read(NOTEBOOKS[name], as_version=4)

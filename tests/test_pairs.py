@@ -60,8 +60,9 @@ def test_they_are_those_of_the_step(vectors, tmp_path, seen, changes, steps):
                 assert (found[side] != known[step - 1][number]).any()
 
 
-def test_steps_that_cannot_be_rebuilt_are_refused(vectors, tmp_path):
-    train.train(vectors(steps=5, **OWN), tmp_path / "run")
+def test_steps_that_cannot_be_rebuilt_are_refused(vectors, tmp_path, interrupt):
+    interrupt(5)
+    assert not train.train(vectors(steps=5, **OWN), tmp_path / "run")
     with pytest.raises(UserError, match=r"no step 6.*from 1 to 5"):
         pairs.write(tmp_path / "run", 6)
     with pytest.raises(UserError, match=r"step 3 with parameters .* a later step"):

@@ -250,6 +250,8 @@ def bucket(s3, machine, monkeypatch):
             time.sleep(0.2)
 
 
+# On one device each would compile kernels.cc for itself.
+ON_TWO = {"XLA_FLAGS": f"{runs.QUICKLY} --xla_force_host_platform_device_count=2"}
 # The command, copying often.
 MAIN = (
     "import runpy; from eotjax import remote; remote.EVERY = 0.2; "
@@ -258,8 +260,8 @@ MAIN = (
 
 
 def test_a_run_in_a_bucket_is_as_on_disk(vectors, tmp_path, bucket, machine):
-    keys = {"steps": 40, "log_every": 1, "checkpoint.every": 5}
-    config = vectors(steps=40, log_every=1, checkpoint__every=5)
+    keys = {"steps": 40, "log_every": 1, "checkpoint.every": 5, "sample_every": 20}
+    config = vectors(**{name.replace(".", "__"): x for name, x in keys.items()})
     bucket.put_file(config.data.path, "bucket/vectors.npz")
 
     def command(workdir, path, name):
@@ -273,7 +275,7 @@ def test_a_run_in_a_bucket_is_as_on_disk(vectors, tmp_path, bucket, machine):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / name)},
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / name)} | ON_TWO,
         )
 
     undisturbed = command(tmp_path / "run", config.data.path, "none")

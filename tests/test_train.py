@@ -72,23 +72,27 @@ def test_a_run_keeps_its_best_step(trained, smoke):
     assert (trained / "best" / "evaluation.json").exists()
 
 
-def test_the_best_step_is_the_one_of_the_lowest_score(smoke, tmp_path, monkeypatch):
+def test_the_best_step_is_the_one_of_the_lowest_score(vectors, tmp_path, monkeypatch):
     values = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(judge, "selection", lambda *_: lambda *_: next(values))
-    assert train.train(smoke(steps=6, sample_every=2), tmp_path)
-    assert [line["frechet"] for line in lines(tmp_path, "scores")] == [3.0, 1.0, 2.0]
-    steps = [export.describe(tmp_path / name)["step"] for name in ("best", "export")]
-    assert steps == [4, 6]
-    for name in ("best", "export"):
-        assert (tmp_path / name / "evaluation.json").exists()
-        assert "# digits" in (tmp_path / name / "README.md").read_text()
+    assert train.train(vectors(steps=6, sample_every=2), tmp_path / "run")
+    assert [line["frechet"] for line in lines(tmp_path / "run", "scores")] == [
+        3.0,
+        1.0,
+        2.0,
+    ]
+    folders = [tmp_path / "run" / name for name in ("best", "export")]
+    assert [export.describe(folder)["step"] for folder in folders] == [4, 6]
+    for folder in folders:
+        assert (folder / "evaluation.json").exists()
+        assert "# vectors" in (folder / "README.md").read_text()
 
 
-def test_the_best_step_is_of_this_run(smoke, tmp_path, monkeypatch, interrupt):
+def test_the_best_step_is_of_this_run(vectors, tmp_path, monkeypatch, interrupt):
     """Where going back drops the score of what RUN/best holds, it counts no more."""
     values = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(judge, "selection", lambda *_: lambda *_: next(values))
-    config = smoke(steps=6, sample_every=2, checkpoint__every=2, checkpoint__keep=5)
+    config = vectors(steps=6, sample_every=2, checkpoint__every=2, checkpoint__keep=5)
     interrupt(5)
     assert not train.train(config, tmp_path)
     assert train.step_of_best(tmp_path) == 4
@@ -161,7 +165,8 @@ def one_device(monkeypatch):
 def test_200_steps_equal_100_a_restart_and_100(
     vectors, tmp_path, interrupt, capsys, one_device
 ):
-    config = vectors(steps=200, log_every=50, checkpoint__every=1_000)
+    rare = {"sample_every": 1_000, "checkpoint__every": 1_000}
+    config = vectors(steps=200, log_every=50, **rare)
     interrupt(None)
     assert train.train(config, tmp_path / "whole")
     interrupt(100)
@@ -203,26 +208,27 @@ def test_a_plan_that_outlasts_a_step_outlasts_a_restart(
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-@pytest.mark.parametrize("stop", [4, 7], ids=["before", "between"])
 def test_pairs_that_a_bridge_makes_outlast_a_restart(
-    vectors, tmp_path, interrupt, one_device, stop
+    vectors, tmp_path, interrupt, one_device
 ):
     """Made after 4 steps and 6; the run is stopped before either, or between them."""
     own = {"refit__after": 4, "refit__every": 2, "refit__copies": 2, "refit__steps": 3}
-    config = vectors(steps=8, **BOTH_WAYS, **own)
+    config = vectors(steps=8, sample_every=8, **BOTH_WAYS, **own)
     interrupt(None)
     assert train.train(config, tmp_path / "whole")
-    interrupt(stop)
-    assert not train.train(config, tmp_path / "cut")
-    interrupt(None)
-    assert train.train(config, tmp_path / "cut")
-    states = [final_state(config, tmp_path / name) for name in ("whole", "cut")]
-    jax.tree.map(np.testing.assert_array_equal, *states)
-    moved = jax.tree.map(np.array_equal, states[0].maker, states[0].ema_params)
+    whole = final_state(config, tmp_path / "whole")
+    moved = jax.tree.map(np.array_equal, whole.maker, whole.ema_params)
     assert not all(jax.tree.leaves(moved))  # those of step 6
+    for stop in (4, 7):
+        interrupt(stop)
+        assert not train.train(config, tmp_path / f"cut{stop}")
+        interrupt(None)
+        assert train.train(config, tmp_path / f"cut{stop}")
+        cut = final_state(config, tmp_path / f"cut{stop}")
+        jax.tree.map(np.testing.assert_array_equal, whole, cut)
     config.refit.after = 0
     assert train.train(config, tmp_path / "plan")
-    assert lines(tmp_path / "plan")[-1]["loss"] != lines(tmp_path / "cut")[-1]["loss"]
+    assert lines(tmp_path / "plan")[-1]["loss"] != lines(tmp_path / "whole")[-1]["loss"]
 
 
 def test_a_signal_while_pairs_are_made_loses_no_step(vectors, tmp_path, monkeypatch):
@@ -366,24 +372,26 @@ def test_a_run_does_not_go_on_with_other_data(vectors, tmp_path):
     assert train.train(config, tmp_path / "run")  # none of its steps saw that
 
 
-def test_a_run_does_not_go_on_with_other_features(vectors, tmp_path):
+def test_a_run_does_not_go_on_with_other_features(vectors, tmp_path, interrupt):
     path = tmp_path / "features.npz"
     rng = np.random.default_rng(0)
     arrays = {"trainA": rng.normal(size=(30, 2)), "trainB": rng.normal(size=(20, 2))}
     np.savez(path, **{name: np.float32(x) for name, x in arrays.items()})
-    config = vectors(steps=2, coupling__cost="features", coupling__features=str(path))
-    assert train.train(config, tmp_path / "run")
+    config = vectors(coupling__cost="features", coupling__features=str(path))
+    interrupt(1)
+    assert not train.train(config, tmp_path / "run")
     np.savez(path, **{name: np.float32(-2 * x) for name, x in arrays.items()})
     with pytest.raises(UserError, match=r"coupling.features is not what the run in"):
         train.train(config, tmp_path / "run")
 
 
 def test_changed_images_are_refused_before_any_is_decoded(
-    smoke, image_folder, tmp_path, write_images, monkeypatch
+    smoke, image_folder, tmp_path, write_images, monkeypatch, interrupt
 ):
     config = smoke(data__kind="folder", data__path=str(image_folder), data__channels=3)
     config.data.tint = False
-    assert train.train(config, tmp_path / "run")
+    interrupt(1)
+    assert not train.train(config, tmp_path / "run")
     write_images(image_folder / "trainB", 4, seed=7)
     monkeypatch.setattr(images, "decode", lambda *_, **__: pytest.fail("decoded"))
     with pytest.raises(UserError, match=r"trainB is not what the run in .* began with"):

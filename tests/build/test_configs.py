@@ -14,7 +14,7 @@ from conftest import keys_of
 from ml_collections import ConfigDict
 
 from configs import default, digits, horse2zebra, known_plan
-from eotjax import parallel, train
+from eotjax import parallel, prepare, train
 from eotjax.build import checks, dataset, learning, planning, wiring
 from eotjax.errors import UserError
 
@@ -180,7 +180,9 @@ def test_every_key_is_read_somewhere(read_keys, smoke, image_folder, tmp_path):
         latent__weights=str(tiny.save(tmp_path / "weights")),
         latent__cache=str(tmp_path / "cache"),
     )
-    train.train(latent, tmp_path / "latent")
+    run = prepare.prepare(latent, tmp_path / "latent")
+    run.export(run.state, tmp_path / "latent" / "export")
+    run.checkpoints.close()
     assert set(keys_of(default.get_config())) - read_keys == set()
 
 

@@ -36,7 +36,9 @@ def law_at_the_end(pair, name, steps):
         solver.times(steps),
         solver.step,
     )
-    noise = [sampler.normal(sampler.fold_in(keys, i), (d,)) for i in range(steps)]
+    noise = jax.vmap(lambda i: sampler.normal(sampler.fold_in(keys, i), (d,)))(
+        jnp.arange(steps)
+    )
     columns = np.hstack([np.ones((len(keys), 1)), source, *noise])
     found, *_ = np.linalg.lstsq(columns, np.asarray(end))
     base, response, spread = np.split(found, [1, d + 1])

@@ -64,7 +64,9 @@ def moments_at_the_end(process, name, steps, times=None):
     keys = jax.random.split(jax.random.key(0), steps + 4)
     start = jax.random.normal(jax.random.key(1), (len(keys), 2))
     end = np.asarray(solve(process, name, steps, keys, start, times=times))
-    noise = [sampler.normal(sampler.fold_in(keys, i), (2,)) for i in range(steps)]
+    noise = jax.vmap(lambda i: sampler.normal(sampler.fold_in(keys, i), (2,)))(
+        jnp.arange(steps)
+    )
     mean, variance = noised_moments(process, 1.0)
     found = []
     for i in range(2):

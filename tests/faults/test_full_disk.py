@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from runs import begun, left
+from runs import QUICKLY, begun, left
 
 STEPS = ("--config.steps=30", "--config.checkpoint.every=2", "--config.sample_every=10")
 
@@ -32,7 +32,7 @@ def disk(folder, size):
 
 def run(config, workdir):
     """On one device."""
-    with begun(config.data.path, workdir, *STEPS, XLA_FLAGS="") as process:
+    with begun(config.data.path, workdir, *STEPS, XLA_FLAGS=QUICKLY) as process:
         said, _ = process.communicate()
     return process.returncode, said
 

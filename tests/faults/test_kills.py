@@ -5,14 +5,17 @@ import time
 
 import jax
 import numpy as np
-from runs import begun, left
+from runs import QUICKLY, begun, left
 
-STEPS = ("--config.steps=60", "--config.checkpoint.every=2")
+STEPS = (
+    *("--config.steps=60", "--config.checkpoint.every=2"),
+    "--config.sample_every=20",
+)
 
 
 def run(config, workdir):
     """On one device."""
-    return begun(config.data.path, workdir, *STEPS, XLA_FLAGS="")
+    return begun(config.data.path, workdir, *STEPS, XLA_FLAGS=QUICKLY)
 
 
 def test_a_run_killed_again_and_again_ends_as_one_that_never_was(

@@ -1,7 +1,6 @@
 """Compares kernels by oneDNN with those of XLA, on one device, for test_kernels."""
 
 import json
-import threading
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,6 @@ import jax.numpy as jnp
 from eotjax.networks import kernels
 from eotjax.networks.unet import UNet
 
-jax.config.update("jax_cpu_enable_async_dispatch", False)  # computes where it is called
 KEY = jax.random.key(0)
 
 
@@ -92,15 +90,6 @@ with kernels.portable():
 said["rounded factors"] = difference(conv(x, kernel, jnp.zeros(7), 1, "SAME"), wanted)
 narrow = image(3, 8, 8, 5).astype(jnp.bfloat16), image(3, 3, 5, 7).astype(jnp.bfloat16)
 said["bfloat16 arrays"] = str(conv(*narrow, jnp.zeros(7, jnp.bfloat16), 1, 1).dtype)
-
-# Two pixels a side: on a CPU without AVX-512 oneDNN then wants scratch memory.
-gradients = jax.jit(jax.grad(lambda *a: jnp.sum(conv(*a, 1, 1) ** 2), (0, 1)))
-small = image(8, 2, 2, 64), image(3, 3, 64, 64), jnp.zeros(64)
-found = [jax.device_get(gradients(*small))]
-thread = threading.Thread(target=lambda: found.append(gradients(*small)))
-thread.start()
-thread.join()
-said["on another thread"] = difference(*found)
 texts = []
 for portable in (False, True):
     with kernels.portable() if portable else jax.default_matmul_precision("highest"):

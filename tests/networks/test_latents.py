@@ -82,10 +82,13 @@ def test_what_was_encoded_is_read_again_until_something_changes(config, capsys):
     assert not np.allclose(once.train_source[0], turned.train_source[0], atol=0.1)
 
 
-def test_a_run_does_not_go_on_in_another_autoencoders_latents(config, tmp_path):
+def test_a_run_does_not_go_on_in_another_autoencoders_latents(
+    config, tmp_path, interrupt
+):
     weights = tiny.save(tmp_path / "weights")
-    config.latent.weights, config.steps = str(weights), 2
-    assert train.train(config, tmp_path / "run")
+    config.latent.weights = str(weights)
+    interrupt(1)
+    assert not train.train(config, tmp_path / "run")
     tiny.save(weights, seed=1)
     with pytest.raises(UserError, match=r"latent\.weights is not what the run in"):
         train.train(config, tmp_path / "run")
@@ -200,9 +203,12 @@ def test_a_run_in_latents_translates_images(config, tmp_path, whole):
     )
 
 
-def test_a_run_goes_on_with_the_moments_it_began_with(config, tmp_path, capsys):
-    config.steps = 2
-    train.train(config, tmp_path / "run")
-    capsys.readouterr()
-    train.train(config, tmp_path / "run")
-    assert "pairs: variances" not in capsys.readouterr().out
+def test_a_run_goes_on_with_the_moments_it_began_with(
+    config, tmp_path, capsys, interrupt
+):
+    for steps in (1, 2):
+        interrupt(steps)
+        assert not train.train(config, tmp_path / "run")
+        said = capsys.readouterr().out
+        assert ("pairs: variances" in said) == (steps == 1)
+    assert "going on from step 1" in said
