@@ -1,5 +1,7 @@
 """What was compiled is there at the next start, and is nobody else's."""
 
+import importlib.metadata
+import re
 import stat
 
 import jax
@@ -76,3 +78,9 @@ def test_no_programs_are_kept_where_xla_would_not_take_them_back(settings, monke
     monkeypatch.setattr(caches, "_cpu", lambda: {"bugs": "spectre_v1 gds"})
     caches.keep_programs()
     assert not settings
+
+
+def test_what_keeping_programs_needs_is_asked_for():
+    """JAX says only in a warning that it keeps none where this is not installed."""
+    wanted = importlib.metadata.requires("eotjax") or []
+    assert any(re.match(r"filelock\b[^;]*$", line) for line in wanted)
