@@ -76,11 +76,8 @@ def test_the_best_step_is_the_one_of_the_lowest_score(vectors, tmp_path, monkeyp
     values = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(judge, "selection", lambda *_: lambda *_: next(values))
     assert train.train(vectors(steps=6, sample_every=2), tmp_path / "run")
-    assert [line["frechet"] for line in lines(tmp_path / "run", "scores")] == [
-        3.0,
-        1.0,
-        2.0,
-    ]
+    scores = [line["frechet"] for line in lines(tmp_path / "run", "scores")]
+    assert scores == [3.0, 1.0, 2.0]
     folders = [tmp_path / "run" / name for name in ("best", "export")]
     assert [export.describe(folder)["step"] for folder in folders] == [4, 6]
     for folder in folders:

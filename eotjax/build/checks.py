@@ -65,10 +65,10 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
             f"do not fill batches of {c.batch_size}; make them a multiple of "
             "batch_size.",
         )
-    for group, names in COUNTS.items():
+    for part, names in COUNTS.items():
         for name in names:
-            count = (c[group] if group else c)[name]
-            told = f"{group}.{name}" if group else name
+            count = (c[part] if part else c)[name]
+            told = f"{part}.{name}" if part else name
             require(count > 0, f"{told} is {count}; it must be at least 1.")
     require(
         c.profile >= 0 and (not c.profile or c.profile + trace.WARM <= c.steps),

@@ -164,8 +164,10 @@ class ConditionalScore:
     def _next_condition(
         self, keys: Keys, source: Image, x_t: Image, t: Time, s: Time
     ) -> Image:
+        if self.rho == 0:
+            return source
         noise = sampler.normal(keys, source.shape[1:])
-        if self.path and self.rho > 0:
+        if self.path:
             of_x_t, of_x, variance = self.schedule.posterior(self.rho * t, self.rho * s)
             return of_x_t * x_t + of_x * source + jnp.sqrt(variance) * noise
         return self._noised(source, noise, s)
