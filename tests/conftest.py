@@ -11,7 +11,6 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +53,11 @@ jaxtyping.install_import_hook(
 
 import jax  # noqa: E402
 
+# What is imported before this line must not import JAX, which reads its settings then.
+assert jax.config.jax_compilation_cache_dir == os.environ["JAX_COMPILATION_CACHE_DIR"]
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from flax.traverse_util import flatten_dict  # noqa: E402
 
 from configs import digits, npz  # noqa: E402
 from eotjax import train as training  # noqa: E402
