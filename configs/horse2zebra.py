@@ -13,9 +13,9 @@ A bridge of both directions, of 7.5 M parameters, its noise like the images them
 between the pairs of one plan of the whole sets, then between pairs that it makes
 itself. It has run on two CPU cores only, docs/horse2zebra.md: encoding all images
 once takes 6 to 8 minutes there, training 50 to 85, 5 to 7 of them for making pairs,
-all three to four times as long without AVX-512. A step is 0.11 TFLOP and needs 0.9 GiB,
-the whole run 1,100 TFLOP: at 35 % of its peak seven minutes of a T4 (float32), sixteen
-seconds of a v5e, ten of an A100, which so small a network will hardly reach.
+all three to four times as long without AVX-512. A step is 0.10 TFLOP and needs 0.9 GiB,
+the whole run 1,000 TFLOP: at 35 % of its peak six minutes of a T4 (float32), fifteen
+seconds of a v5e, nine of an A100, which so small a network will hardly reach.
 
 :cde and :cdiffe (the condition noised too) draw zebras from noise, beside the horse.
 :pixels trains without an autoencoder, :large a network of 17 times the size; neither
