@@ -37,4 +37,5 @@ def alone(path: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        # Names of files may be no text.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

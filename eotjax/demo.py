@@ -256,7 +256,7 @@ def page(folder: str | Path, translator: Translator) -> Any:
         if readme.exists():
             with gr.Accordion("About this model", open=False):
                 front_matter = re.compile(r"\A---\n.*?\n---\n", re.DOTALL)
-                gr.Markdown(front_matter.sub("", readme.read_text()))
+                gr.Markdown(front_matter.sub("", readme.read_text(encoding="utf-8")))
     return blocks
 
 

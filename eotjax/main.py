@@ -40,7 +40,6 @@ def parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         CONFIG.value.keys()  # a config that could not be loaded raises here
-        return rest[:1]
     except (AttributeError, KeyError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         said = error.args[0] if isinstance(error, KeyError) else error
@@ -61,6 +60,9 @@ def parse(argv: list[str]) -> list[str]:
     except (flags.Error, OSError, ValueError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         sys.exit(f"eotjax: {lines[-1].removeprefix('ValueError: ')}")
+    if rest[1:]:
+        sys.exit(f"eotjax: {rest[1]!r} is no option; write --name=value.")
+    return rest
 
 
 def run() -> int:

@@ -39,7 +39,7 @@ def below(path: str | Path, name: str) -> str | Path:
 def local(path: str | Path) -> Path:
     """Where a path's files are on this machine: itself, or its copy's place."""
     if not is_remote(path):
-        return Path(path)
+        return Path(path).expanduser()
     address = str(path).rstrip("/")
     name = PurePosixPath(address).name
     digest = hashlib.sha256(address.encode()).hexdigest()[:12]
@@ -68,7 +68,7 @@ def is_folder(path: str | Path) -> bool:
       UserError: an address is not known, or cannot be read.
     """
     if not is_remote(path):
-        return Path(path).is_dir()
+        return local(path).is_dir()
     files, root = file_system(str(path))
     with told("read", str(path)):
         return bool(files.isdir(root))
@@ -82,7 +82,7 @@ def placing(path: str | Path) -> Iterator[Path]:
       UserError: an address is not known, or cannot be written to.
     """
     if not is_remote(path):
-        yield Path(path)
+        yield local(path)
         return
     (files, root), here = file_system(str(path)), local(path)
     here.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def mirrored(path: str | Path) -> Iterator[Path]:
         another process now.
     """
     if not is_remote(path):
-        yield Path(path)
+        yield local(path)
         return
     _check_one_machine(str(path))
     copy = Copy(str(path), local(path))
@@ -127,7 +127,7 @@ def _check_one_machine(path: str) -> None:
         require(
             bool((names == names[0]).all()),
             f"the processes of {path} are on several machines, which need one file "
-            "system: mount the bucket (gcsfuse, mountpoint-s3) and give that folder.",
+            "system: mount the bucket (gcsfuse) and give that folder.",
         )
 
 

@@ -134,9 +134,13 @@ class Copy:
         gone = self._known.keys() - now.keys()
         pushed = dict(self._known)
         for name in new:
-            with contextlib.suppress(FileNotFoundError):  # removed just now
+            try:
                 self._fs.put_file(str(self._here(name)), self._there(name))
-                pushed[name] = now[name], None
+            except FileNotFoundError:
+                if self._here(name).exists():
+                    raise
+                continue  # removed just now
+            pushed[name] = now[name], None
         if not new and not gone:
             return
         self._known = {name: x for name, x in pushed.items() if name in now}

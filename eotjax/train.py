@@ -269,7 +269,8 @@ def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path
       The artefact's folder.
 
     Raises:
-      UserError: there is no such run, or it has saved nothing yet.
+      UserError: there is no such run, it has saved nothing yet, or `output` holds other
+        things than an artefact.
     """
     output = output or remote.below(workdir, "newest")
     workdir = remote.fetched(workdir).absolute()
@@ -281,10 +282,11 @@ def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path
         bool(saved),
         f"the run in {workdir} has saved no trained state yet; wait for one.",
     )
-    run = prepare.prepare(config, workdir)
-    run.checkpoints.close()
-    done = int(run.state.step)
     with remote.mirrored(output) as folder:
+        export.check_place(folder)
+        run = prepare.prepare(config, workdir)
+        run.checkpoints.close()
+        done = int(run.state.step)
         run.export(run.state, folder)
         if parallel.is_leader():
             card.write(folder)

@@ -54,7 +54,7 @@ setup() {
   printf -v steps 'set -e; [ -d eotjax ] || git clone --quiet %q eotjax; eotjax/launch/install.sh tpu' \
     "$REPOSITORY"
   if [[ ${BUCKET-} ]]; then
-    printf -v steps '%s; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs %q bucket' \
+    printf -v steps '%s; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs --rename-dir-limit=200000 %q bucket' \
       "$steps" "$BUCKET"
   fi
   everywhere "$steps"

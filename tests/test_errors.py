@@ -66,6 +66,14 @@ def test_what_is_no_key_is_told_in_a_sentence(tmp_path, option, told):
     assert told in said
 
 
+@pytest.mark.parametrize("word", ["config.steps=7", "\N{EN DASH}config.steps=7", "7"])
+def test_a_word_that_is_no_option_is_not_passed_over(tmp_path, word):
+    run = tmp_path / "run"
+    said = command("--config=configs/digits.py:smoke", word, f"--workdir={run}")
+    assert f"{word!r} is no option" in said
+    assert not run.exists()
+
+
 @pytest.mark.parametrize(
     "mistake, told",
     [

@@ -167,7 +167,10 @@ def test_a_tpu_that_is_taken_away_is_made_again(stand_in, tmp_path, lost, before
     made = [name for name in made if name != "describe"]
     again = ["delete", "create", "create", "ssh", "ssh"]  # first there is no capacity
     assert made == ["create", *before, *again]
-    assert "gcsfuse --implicit-dirs kept bucket" in calls.read_text()
+    assert (
+        "gcsfuse --implicit-dirs --rename-dir-limit=200000 kept bucket"
+        in calls.read_text()
+    )
 
 
 def test_a_tpu_that_cannot_be_made_ends(stand_in):

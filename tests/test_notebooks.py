@@ -3,7 +3,10 @@
 import base64
 import io
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 import zipfile
 from collections import Counter
@@ -100,6 +103,47 @@ def test_the_first_notebook_trains_and_leaves_an_export(execute, tmp_path):
 def test_the_second_notebook_runs_without_an_export(execute, tmp_path):
     check_shown(execute("translate"), "translate")
     assert (tmp_path / "workdir" / "digits_in_short" / "export").is_dir()
+
+
+TRAINING = """
+import signal, time
+heard = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *signal: heard.append(signal))
+print("begun", flush=True)
+while not heard:
+    time.sleep(0.01)
+time.sleep(0.5)  # its step, and its checkpoint
+open("signals", "w").write(str(len(heard)))
+"""
+KERNELS = """
+import subprocess, sys
+from pathlib import Path
+ROOT = RUN = Path()
+name, words, keys = "digits", [], {}
+exec(sys.argv[1])
+"""
+
+
+def test_the_stop_button_stops_training_once(tmp_path):
+    """Two signals would end it without a checkpoint; a kernel's group gets one."""
+    (tmp_path / "eotjax").mkdir()
+    (tmp_path / "eotjax" / "main.py").write_text(TRAINING)
+    cells = code(nbformat.read(NOTEBOOKS["train"], as_version=4))
+    cell = next(cell.source for cell in cells if cell.id == "train")
+    with subprocess.Popen(
+        [sys.executable, "-c", KERNELS, cell],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as kernel:
+        assert kernel.stdout.readline() == "begun\n"
+        os.killpg(kernel.pid, signal.SIGINT)
+        assert kernel.wait() != 0
+    assert (tmp_path / "signals").read_text() == "1"
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -54,6 +54,15 @@ def test_a_local_path_is_itself(tmp_path):
         assert (folder, file) == (tmp_path, tmp_path / "a")
 
 
+def test_a_path_below_ones_home_is_not_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    assert remote.is_folder("~/run")
+    assert remote.fetched(remote.below("~/run", "a")) == tmp_path / "run/a"
+    with remote.mirrored("~/run") as folder, remote.placing("~/a") as file:
+        assert (folder, file) == (tmp_path / "run", tmp_path / "a")
+
+
 def test_only_what_is_new_is_fetched(there, monkeypatch):
     there.pipe(
         {f"/bucket/folder/{name}": name.encode() for name in ("a", "b/c", "b/d")}
@@ -164,6 +173,18 @@ def test_a_copy_that_was_cut_off_is_not_there(there, machine, monkeypatch, capsy
         assert contents(folder) == {"a": "a", "b": "b", "c": "c"}
     machine("third")
     assert contents(remote.fetched(URL)) == {"a": "a", "b": "b", "c": "c"}
+
+
+def test_a_file_that_cannot_be_put_there_is_not_passed_over(there, monkeypatch):
+    def refused(*_, **__):
+        raise FileNotFoundError("no such folder there")
+
+    with (
+        pytest.raises(UserError, match="no such folder there"),
+        remote.mirrored(URL) as folder,
+    ):
+        (folder / "a").write_text("a")
+        monkeypatch.setattr(type(there), "put_file", refused)
 
 
 def test_whoever_begins_last_owns_the_folder(there, machine, monkeypatch, capsys):

@@ -5,6 +5,7 @@ newest checkpoint of one that was stopped, or still goes on.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import shutil
@@ -110,6 +111,20 @@ def save(
         c = config.latent
         description["autoencoder"] = {"weights": c.weights, "license": c.license}
     atomic.write_text(path / "config.json", json.dumps(description, indent=2) + "\n")
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError where a folder holds other things than an artefact."""
+    with contextlib.suppress(OSError, ValueError):
+        if "format" in json.loads((path / "config.json").read_text()):
+            return
+    parts = ("params", "examples", stablehlo.NAME, SPACE)  # of one that was cut off
+    others = [x.name for x in path.glob("[!.]*") if not x.name.startswith(parts)]
+    require(
+        not others,
+        f"{path} holds {', '.join(sorted(others)[:3])} and no artefact; give an empty "
+        "or a new folder.",
+    )
 
 
 def _begin(path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from eotjax import atomic
 from eotjax.artefact import export, stablehlo
 from eotjax.evaluation import measures
 
@@ -122,4 +123,4 @@ def write(folder: str | Path) -> None:
     folder = Path(folder)
     found = folder / "evaluation.json"
     evaluation = json.loads(found.read_text()) if found.exists() else {}
-    (folder / "README.md").write_text(text(export.describe(folder), evaluation))
+    atomic.write_text(folder / "README.md", text(export.describe(folder), evaluation))

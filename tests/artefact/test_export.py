@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import eotjax
-from eotjax import parallel
+from eotjax import parallel, train
 from eotjax.artefact import export
 from eotjax.build import dataset, wiring
 from eotjax.data import images
@@ -88,6 +88,21 @@ def test_an_artefact_of_format_2_is_read(artefact, translator):
     path.write_text(json.dumps(description))
     before = eotjax.load(artefact)
     np.testing.assert_array_equal(before(SOURCE), translator(SOURCE))
+
+
+def test_a_folder_of_other_things_is_not_exported_into(trained, tmp_path):
+    (tmp_path / "README.md").write_text("mine")
+    for folder in (tmp_path, trained):
+        before = sorted(folder.rglob("*"))
+        with pytest.raises(UserError, match="no artefact; give an empty or a new"):
+            train.export_newest(trained, folder)
+        assert sorted(folder.rglob("*")) == before
+    export.check_place(trained / "export")
+    cut_off = tmp_path / "cut_off"
+    shutil.copytree(trained / "export", cut_off)
+    for path in (cut_off / "config.json", *export.measured(cut_off)):
+        path.unlink()
+    export.check_place(cut_off)
 
 
 @pytest.mark.parametrize("version", [3, 4])

@@ -1,6 +1,7 @@
 """The model card says what lies beside it."""
 
 import json
+import shutil
 
 from eotjax.artefact import export
 from eotjax.evaluation import card
@@ -46,3 +47,13 @@ def test_a_card_without_an_evaluation_says_how_to_make_one(trained):
 def test_the_licence_is_the_configs(trained):
     description = export.describe(trained / "export") | {"license": "cc-by-4.0"}
     assert "license: cc-by-4.0\n" in card.text(description, {})
+
+
+def test_names_that_are_no_text_are_written_all_the_same(trained, tmp_path):
+    artefact = shutil.copytree(trained / "export", tmp_path / "export")
+    path = artefact / "config.json"
+    description = json.loads(path.read_text())
+    description["config"]["data"] |= {"kind": "folder", "path": "/caf\udce9"}
+    path.write_text(json.dumps(description))
+    card.write(artefact)
+    assert "caf\\udce9" in (artefact / "README.md").read_text()
