@@ -74,3 +74,9 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz file, whole or not at all."""
     with atomic.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+
+
+def write_one(path: Path, array: np.ndarray) -> None:
+    """Writes a .npy file, whole or not at all."""
+    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eotjax import arrays, atomic, command, remote
+from eotjax import arrays, command, remote
 from eotjax.data import images
 from eotjax.errors import UserError
 from eotjax.evaluation import classifier
@@ -68,8 +68,7 @@ def make(
             found = classify(np.stack(list(map(decode, few)))).features
             length = np.linalg.norm(found, axis=1, keepdims=True)
             found = (found / np.maximum(length, 1e-12)).astype(np.float32)
-            with atomic.replacing(kept) as temporary, temporary.open("wb") as file:
-                np.save(file, found)
+            arrays.write_one(kept, found)
         progress.update(len(few))
         return found
 

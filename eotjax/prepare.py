@@ -126,14 +126,17 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     splits = dataset.load(config, approve=approve)
     shape = dataset.sample_shape(config, splits)
     judge.Weights.of(config).check(shape)  # what is missing is told before it is needed
-    trained = splits
+    trained, fits = splits, splits.resident
     if space is not None:
+        fits = encoding.resident(config, splits, space)
+    checks.check_coupling(config, fits)
+    if space is not None:
+        dataset.aligned(config, splits)  # before hours of encoding
         trained, space = encoding.encoded(config, splits, space)
         space = parallel.put(space, parallel.replicated(mesh))
     lengths = (len(splits.train_source), len(splits.train_target))
     print(told(config, splits, shape, trained.resident))
     resident = lengths if trained.resident else None
-    checks.check_coupling(config, trained.resident)
     embed = planning.embed(config, trained)
     on_device = device_data(config, trained, embed, mesh) if resident else None
 
@@ -164,8 +167,9 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         always=learning.cooldown_begins(config),
     )
     beginning.carry_on(workdir, config, checkpoints)
-    held = None
-    if sets is not None and checkpoints.latest_step() is None:
+    fresh, held = checkpoints.latest_step() is None, None
+    measuring = learning.needs_moments(config) and not known.moments
+    if sets is not None and (fresh or measuring):
         held = whole_plan(config, sets)
     if learning.needs_moments(config):
         config.estimator.moments = known.moments or planning.measure_moments(
@@ -185,7 +189,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     state = beginning.first_state(
         training.init, abstract, checkpoints, config.init, training.layout
     )
-    if held is not None:
+    if fresh and held is not None:
         state = state._replace(held=held)
         checkpoints.save(0, state)
     return Run(

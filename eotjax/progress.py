@@ -17,9 +17,11 @@ class Progress:
     On a terminal the line is rewritten in place, elsewhere it is printed now and then.
     """
 
-    def __init__(self, label: str, total: int, unit: str):
+    def __init__(self, label: str, total: int, unit: str, begun: int = 0):
+        """Args: begun: how many were done before, of which the rate knows nothing."""
         self._label, self._total, self._unit = label, total, unit
-        self._done, self._start = 0, time.monotonic()
+        self._begun = self._done = begun
+        self._start = time.monotonic()
         self._printed = self._start
 
     def update(self, count: int) -> None:
@@ -30,7 +32,7 @@ class Progress:
         if now - self._printed < every and not (finished and now - self._start > 1):
             return
         self._printed = now
-        rate = self._done / max(now - self._start, 1e-9)
+        rate = (self._done - self._begun) / max(now - self._start, 1e-9)
         left = duration((self._total - self._done) / max(rate, 1e-9))
         end = "\r" if sys.stdout.isatty() and not finished else "\n"
         print(

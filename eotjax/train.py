@@ -173,7 +173,8 @@ def loop(
     trace = Trace(run.workdir / "trace", start=start, steps=config.profile)
     due = start and start % config.sample_every == 0 and start < config.steps
     if due and start not in viewer.scored:  # a signal came when it was due
-        viewer.show(state)
+        with log.aside():
+            viewer.show(state)
     for done in range(start + 1, config.steps + 1):
         earlier, rounds = rounds, learning.rounds(config, done - 1)
         if rounds > earlier:
@@ -198,11 +199,11 @@ def loop(
                 lowered = run.training.step.lower(state, first)
                 advance = parallel.compiled(lowered)
                 if not kernels.used():  # of which XLA would count nothing
-                    log.flops = parallel.flops(lowered)
+                    log.flops = parallel.flops(lowered) * learning.pieces(config)
                 if config.profile and planning.steps_of_plan(config) == 1:
                     pairs = jax.jit(run.training.pairs)
                     log.pairing = seconds_of(pairs, state.step, state.held, first)
-            data = itertools.chain([first], data)
+            data = itertools.chain(iter([first]), data)
             del first
         state, values = advance(state, next(data))
         log.add(done, values)

@@ -7,6 +7,9 @@ images, weights or sizes are never mistaken for what was encoded.
 """
 
 import hashlib
+import itertools
+import math
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from eotjax import atomic, caches
+from eotjax import arrays, atomic, caches
+from eotjax.build import checks
 from eotjax.data import domains, images
 from eotjax.data.domains import DataSet, Domain, Lazy
 from eotjax.errors import UserError, gather
@@ -23,7 +27,17 @@ from eotjax.networks import latents
 from eotjax.networks.latents import Autoencoder
 
 AT_ONCE = 4  # images; more are no faster on a CPU, whose cache they leave
+PART = 256  # images whose latents are kept until all are there, if they are cut off
 VERSION = 1  # of what is computed
+
+
+def resident(config: ConfigDict, splits: DataSet, space: Autoencoder) -> bool:
+    """Whether the training sets' latents are small enough for the device's memory."""
+    views = sum((2 if config.data.flip else 1) * len(x) for x in splits[:2])
+    sides = [n + config.data.crop_margin for n in config.data.image_size]
+    pixels = math.prod(n // checks.factor_of(config) for n in sides)
+    held = views * pixels * len(space.mean) * np.dtype(np.float16).itemsize
+    return held <= config.data.device_gib * 2**30
 
 
 def encoded(
@@ -40,19 +54,26 @@ def encoded(
       UserError: images are broken, or the files cannot be written.
     """
     names = (config.data.train_source, config.data.train_target)
-    raw = gather(
-        partial(_from_file, config, domain, name, space)
+    folder = Path(config.latent.cache or caches.folder() / "latents").expanduser()
+    sets = [
+        (domain, name, folder / f"{_digest(config, domain, space)}.npy")
         for domain, name in zip(splits[:2], names, strict=True)
+    ]
+    gather(  # before hours of encoding
+        partial(domains.check, domain, f"looking at {name}")
+        for domain, name, path in sets
+        if not path.exists()
     )
+    raw = [_from_file(config, *each, space) for each in sets]
     space = latents.with_moments(space, raw)
-    resident = sum(x.nbytes for x in raw) <= config.data.device_gib * 2**30
+    in_memory = resident(config, splits, space)
     mean, deviation = np.asarray(space.mean), np.asarray(space.deviation)
 
     def standardised(x: np.ndarray) -> np.ndarray:
         return ((x - mean) / deviation).astype(np.float16)
 
     def domain(x: np.ndarray) -> Domain:
-        if resident:
+        if in_memory:
             return np.concatenate(
                 [standardised(part) for part in np.split(x, range(64, len(x), 64))]
             )
@@ -63,24 +84,27 @@ def encoded(
         )
 
     source, target = map(domain, raw)
-    sets = splits._replace(train_source=source, train_target=target, resident=resident)
-    return sets, space
+    return splits._replace(
+        train_source=source, train_target=target, resident=in_memory
+    ), space
 
 
 def _from_file(
-    config: ConfigDict, domain: Domain, name: str, space: Autoencoder
+    config: ConfigDict, domain: Domain, name: str, path: Path, space: Autoencoder
 ) -> np.ndarray:
     """A set's raw latents, mapped into memory; encoded where there is no file yet."""
-    folder = Path(config.latent.cache or caches.folder() / "latents").expanduser()
-    path = folder / f"{_digest(config, domain, space)}.npy"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic.alone(path.with_suffix(".lock")):  # one process encodes for all
             if not path.exists():
-                views = 2 if config.data.flip else 1
-                found = encode(domain, space, views=views, label=f"encoding {name}")
-                with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-                    np.save(file, found)
+                views, partly = (
+                    2 if config.data.flip else 1,
+                    path.with_suffix(".partly"),
+                )
+                label = f"encoding {name}"
+                found = encode(domain, space, partly, views=views, label=label)
+                arrays.write_one(path, found)
+                shutil.rmtree(partly)
                 print(f"latents of {name}: kept in {path}")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -104,34 +128,38 @@ def _digest(config: ConfigDict, domain: Domain, space: Autoencoder) -> str:
     return digest.hexdigest()[:32]
 
 
-def encode(domain: Domain, space: Autoencoder, *, views: int, label: str) -> np.ndarray:
+def encode(
+    domain: Domain, space: Autoencoder, partly: Path, *, views: int, label: str
+) -> np.ndarray:
     """Raw latents of all images: float16 [n, views, h/8, w/8, c].
 
     Args:
       domain: of uint8 images.
       space: the raw one, whose mean is 0 and deviation 1.
+      partly: a folder for what is done; what is there already is not done again.
       views: 1, or 2 with the mirror images.
       label: of the progress that is shown.
     """
     one = jax.jit(partial(latents.encode, space, dtype=jnp.float32))
-    found: list[np.ndarray] = []
-    waiting: list[np.ndarray] = []
 
-    def flush() -> None:
-        x = np.stack(waiting)
+    def encoded(few: list[np.ndarray]) -> np.ndarray:
+        x = np.stack(few)
         x = np.stack([x, x[:, :, ::-1]][:views], axis=1)
         x = x.reshape(-1, *x.shape[2:])
         short = AT_ONCE * views - len(x)  # the last batch is filled up: one compilation
         x = np.concatenate([x, np.repeat(x[-1:], short, axis=0)])
         y = np.asarray(one(images.to_float(x)), np.float16)
-        y = y[: len(waiting) * views]
-        found.append(y.reshape(len(waiting), views, *y.shape[1:]))
-        waiting.clear()
+        y = y[: len(few) * views]
+        return y.reshape(len(few), views, *y.shape[1:])
 
-    for image in domains.each(domain, label):
-        waiting.append(image)
-        if len(waiting) == AT_ONCE:
-            flush()
-    if waiting:
-        flush()
-    return np.concatenate(found)
+    partly.mkdir(exist_ok=True)
+    parts = [partly / f"{start}.npy" for start in range(0, len(domain), PART)]
+    done = sum(1 for _ in itertools.takewhile(Path.exists, parts))
+    ahead = domains.each(domain, label, done * PART)
+    for path in parts[done:]:
+        part = itertools.islice(ahead, PART)
+        found = []
+        while few := list(itertools.islice(part, AT_ONCE)):
+            found.append(encoded(few))
+        arrays.write_one(path, np.concatenate(found))
+    return np.concatenate([np.load(path, allow_pickle=False) for path in parts])

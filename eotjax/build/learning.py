@@ -43,6 +43,11 @@ def needs_moments(config: ConfigDict) -> bool:
     return c.name == "bridge" and c.prediction == "data" and not c.moments
 
 
+def pieces(config: ConfigDict) -> int:
+    """That the network takes a batch in. XLA counts the FLOPs of one of them."""
+    return config.batch_size // (config.microbatch or config.batch_size)
+
+
 class Training(NamedTuple):
     """What the loop needs, both jitted over the mesh; and the pairs that it draws."""
 
@@ -78,7 +83,7 @@ def train_step(
         ema_decay=config.optimizer.ema_decay,
         seed=config.seed,
         both=config.estimator.direction == "both",
-        pieces=config.batch_size // (config.microbatch or config.batch_size),
+        pieces=pieces(config),
     )
 
 

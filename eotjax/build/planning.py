@@ -172,7 +172,7 @@ def all_points(config: ConfigDict, embed: cost.Embed, sets: Data, mesh: Mesh) ->
     if "source_points" in sets:
         return {name: sets[name] for name in ("source_points", "target_points")}
 
-    def side(name: str) -> Array:
+    def side(sets: Data, name: str) -> Array:
         views = partial(fixed_views(config), sets, name)
         count = config.coupling.copies * len(sets[name])
         index = np.arange(-(-count // VIEWS_AT_ONCE) * VIEWS_AT_ONCE) % count
@@ -183,10 +183,10 @@ def all_points(config: ConfigDict, embed: cost.Embed, sets: Data, mesh: Mesh) ->
         return parts.reshape(len(index), -1)[:count]
 
     whole = jax.jit(
-        lambda: {f"{name}_points": side(name) for name in ("source", "target")},
+        lambda sets: {f"{x}_points": side(sets, x) for x in ("source", "target")},
         out_shardings=parallel.replicated(mesh),
     )
-    return whole()
+    return whole(sets)
 
 
 class WholeSets:

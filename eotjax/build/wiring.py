@@ -1,6 +1,7 @@
 """Turns a config into what translates: network, estimator, sampler."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,16 +22,17 @@ from eotjax.networks import latents
 from eotjax.networks.mlp import MLP
 from eotjax.networks.unet import UNet
 
-NO_BFLOAT16 = ("T4", "V100", "P100", "GTX", "RTX 20")  # GPUs that compute it slowly
+AMPERE = 8.0  # the compute capability from which NVIDIA's GPUs have bfloat16
 
 
 def compute_dtype(config: ConfigDict) -> DTypeLike:
     """Of the networks' computation: bfloat16 where the device has it, by default."""
     dtype = config.model.dtype
     if dtype == "auto":
-        kind = jax.devices()[0].device_kind
-        slow = jax.default_backend() == "cpu" or any(x in kind for x in NO_BFLOAT16)
-        dtype = "float32" if slow else "bfloat16"
+        device = jax.devices()[0]
+        known = str(getattr(device, "compute_capability", ""))  # AMD's is no number
+        old = re.fullmatch(r"\d+\.\d+", known) and float(known) < AMPERE
+        dtype = "float32" if old or device.platform == "cpu" else "bfloat16"
     dtypes = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
     return choose(dtypes, dtype, "model.dtype")
 

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
 from eotjax.data import domains
 from eotjax.data.domains import Domain
+from eotjax.errors import UserError
 
 # uint8 [n, h, w, c], float16 [n, views, h, w, c] (latents) or float32 [n, d]
 Stored = Num[Array, "n ..."]
@@ -143,7 +144,13 @@ def stream(
     """
     import grain
 
-    cpu = jax.local_devices(backend="cpu")[0]
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise UserError(
+            "batches of sets larger than data.device_gib are drawn on the CPU, which "
+            "JAX_PLATFORMS leaves out: add ,cpu to it, or unset it."
+        ) from error
     lengths = (len(sets["source"]), len(sets["target"]))
 
     @jax.jit

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
@@ -86,22 +87,22 @@ def read_all(domain: Domain, label: str) -> np.ndarray:
     return np.stack(images) if images else np.empty(0)
 
 
-def each(domain: Domain, label: str) -> Iterator[np.ndarray]:
-    """A domain's images in turn, decoded ahead in parallel, with progress.
+def each(domain: Domain, label: str, begin: int = 0) -> Iterator[np.ndarray]:
+    """A domain's images in turn, from number `begin` on, decoded ahead, with progress.
 
     Raises:
       UserError: after the last one, where some are broken; names up to five of them.
     """
-    progress = Progress(label, len(domain), "images")
+    progress = Progress(label, len(domain), "images", begin)
     if isinstance(domain, np.ndarray):
-        for image in domain:
+        for image in domain[begin:]:
             yield image
             progress.update(1)
         return
 
     broken: list[UserError] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(0, len(domain), AHEAD):  # not all are kept at once
+        for start in range(begin, len(domain), AHEAD):  # not all are kept at once
             few = range(start, min(start + AHEAD, len(domain)))
             for image in pool.map(lambda i: attempt(domain.read, i), few):
                 if isinstance(image, UserError):
@@ -112,6 +113,12 @@ def each(domain: Domain, label: str) -> Iterator[np.ndarray]:
     if broken:
         names = " ".join(str(error) for error in broken[:5])
         raise UserError(f"{len(broken)} of {len(domain)} images are broken: {names}")
+
+
+def check(domain: Domain, label: str) -> None:
+    """Raises UserError where some of a domain's images are broken; names up to five."""
+    if not isinstance(domain, np.ndarray):
+        deque(each(domain, label), maxlen=0)
 
 
 def take(domain: Domain, index: np.ndarray) -> Domain:

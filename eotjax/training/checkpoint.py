@@ -64,12 +64,12 @@ class Checkpoints:
             )
 
     def latest_step(self) -> int | None:
-        """The step of the newest whole checkpoint, None where there is none."""
+        """The step of the newest checkpoint, whole or being saved by this process."""
         latest = self._checkpointer.latest
         return None if latest is None else int(latest.step)
 
     def steps(self) -> list[int]:
-        """Of all whole checkpoints, in order."""
+        """Of all checkpoints, whole or being saved by this process, in order."""
         return sorted(int(found.step) for found in self._checkpointer.checkpoints)
 
     def forget_after(self, step: int) -> None:

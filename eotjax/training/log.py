@@ -162,9 +162,11 @@ class Log:
         self._count += 1
         self._skipped.append(values["skipped"])
         if done % self._every == 0 or done == self._total_steps:
+            # The host waits for the device, in flush where something is pending:
+            # between two of these moments both have come equally far.
+            if self._pending is None:
+                jax.block_until_ready(total)
             self.flush()
-            # The host waits in flush for the device: between two of these moments both
-            # have come equally far.
             now = time.monotonic()
             rate = self._count / (now - self._time)
             self._pending = Interval(done, self._count, rate, total, self._skipped)

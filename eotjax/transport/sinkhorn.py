@@ -35,7 +35,8 @@ class Solver(NamedTuple):
       epsilon: regularisation, in units of the cost.
       threshold: largest error that counts as converged: the L1 error of the column
         marginal or, unbalanced, of both marginals' optimality conditions.
-      max_iterations: where Sinkhorn stops at the latest.
+      max_iterations: where Sinkhorn stops at the latest; for plans of the whole sets
+        looked at after every 50.
       tau_source, tau_target: rho / (rho + epsilon) in (0, 1]: how firmly a marginal is
         kept. 1 keeps it exactly; less lets outliers go unmatched (arXiv 2311.15100).
     """

@@ -4,6 +4,7 @@ import importlib
 import math
 import re
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -192,3 +193,24 @@ def test_reads_are_recorded_by_group_and_reader(read_keys, smoke):
     wiring.make_schedule(config)
     assert {"schedule.name", "schedule.log_snr_max"} <= read_keys
     assert "schedule.beta_min" not in read_keys and "data.name" not in read_keys
+
+
+@pytest.mark.parametrize(
+    "platform, capability, dtype",
+    [
+        ("cpu", None, jnp.float32),
+        ("gpu", "7.5", jnp.float32),  # T4
+        ("gpu", "8.0", jnp.bfloat16),  # A100
+        ("gpu", "12.0", jnp.bfloat16),
+        ("gpu", "gfx942", jnp.bfloat16),  # AMD's MI300
+        ("tpu", None, jnp.bfloat16),
+    ],
+)
+def test_the_computation_is_in_bfloat16_where_the_device_has_it(
+    monkeypatch, platform, capability, dtype
+):
+    device = types.SimpleNamespace(platform=platform)
+    if capability:
+        device.compute_capability = capability
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert wiring.compute_dtype(default.get_config()) == dtype

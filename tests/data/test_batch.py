@@ -245,3 +245,19 @@ def test_a_broken_image_that_is_met_in_training_is_named(folder_config, image_fo
     folder_config.data.device_gib = 0.0
     with pytest.raises(UserError, match=r"trainB.*\.png"):
         run(folder_config, 1)
+
+
+def test_streaming_without_jaxs_cpu_is_told_in_a_sentence(monkeypatch):
+    def none(backend):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    images = np.zeros((4, 2, 2, 3), np.uint8)
+    with pytest.raises(UserError, match="JAX_PLATFORMS leaves out"):
+        batch.stream(
+            {"source": images, "target": images},
+            key_of_step=jax.random.key,
+            batch_size=2,
+            steps=range(1),
+            rows=slice(2),
+        )

@@ -1,6 +1,8 @@
 """Training in latents: encoded once, standardised, and images on the outside."""
 
+import itertools
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +69,38 @@ def test_latents_have_mean_0_and_variance_1_over_both_sets_alike(config):
     )
     np.testing.assert_allclose(first, 0, atol=1e-3)
     np.testing.assert_allclose(second, 1, atol=2e-3)
+
+
+def test_encoding_that_was_cut_off_goes_on_where_it_was(config, monkeypatch):
+    monkeypatch.setattr(encoding, "AT_ONCE", 1)
+    whole, _ = encoded(config)
+    config.latent.cache += "_again"
+    monkeypatch.setattr(encoding, "PART", 2)
+    to_float, calls = images.to_float, itertools.count(1)
+
+    def cut_off(x):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return to_float(x)
+
+    monkeypatch.setattr(images, "to_float", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        encoded(config)
+    again, _ = encoded(config)
+    # Of five sources two were kept, and then there are three targets.
+    assert next(calls) - 1 == 4 + 3 + 3
+    for found, expected in zip(again[:2], whole[:2], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert all(path.is_file() for path in Path(config.latent.cache).iterdir())
+
+
+def test_a_broken_image_is_told_before_any_is_encoded(config, monkeypatch):
+    monkeypatch.setattr(encoding, "encode", lambda *_, **__: pytest.fail("encoded"))
+    for name in ("trainA", "trainB"):
+        last = sorted((Path(config.data.path) / name).iterdir())[-1]
+        last.write_bytes(last.read_bytes()[:60])
+    with pytest.raises(UserError, match=r"1 of 5 images[^$]*1 of 3 images"):
+        encoded(config)
 
 
 def test_what_was_encoded_is_read_again_until_something_changes(config, capsys):
@@ -206,9 +240,17 @@ def test_a_run_in_latents_translates_images(config, tmp_path, whole):
 def test_a_run_goes_on_with_the_moments_it_began_with(
     config, tmp_path, capsys, interrupt
 ):
-    for steps in (1, 2):
+    config.coupling.method = "whole"
+    path = tmp_path / "run" / "plan.json"
+    begun = None
+    for steps in (1, 2, 3):
         interrupt(steps)
         assert not train.train(config, tmp_path / "run")
         said = capsys.readouterr().out
-        assert ("pairs: variances" in said) == (steps == 1)
-    assert "going on from step 1" in said
+        assert ("pairs: variances" in said) == (steps in (1, 3))
+        moments = json.loads(path.read_text())["moments"]
+        begun = begun or moments
+        assert moments == pytest.approx(begun, rel=1e-5)
+        if steps == 2:  # as one is told to where it is damaged
+            path.unlink()
+    assert "going on from step 2" in said
