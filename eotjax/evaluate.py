@@ -50,11 +50,17 @@ def run() -> int:
         translator.config.data.path = arguments.data_path
     description = export.describe(arguments.export)
     print(f"step {description['step']}; plan: " + card.figures(description["plan"]))
+    splits = dataset.load(translator.config)
+    if tuple(description.get("fingerprints", ())) != splits.fingerprints:
+        print(
+            "the training images are not, or not known to be, those of the run: images "
+            "that are held out of them now may have been trained on"
+        )
     with remote.mirrored(arguments.output or arguments.export) as output:
         output.mkdir(parents=True, exist_ok=True)
         evaluate.report(
             translator,
-            dataset.load(translator.config),
+            splits,
             output,
             directions=(arguments.direction,) if arguments.direction else None,
             weights=weights,

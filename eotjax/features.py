@@ -3,7 +3,8 @@
 For a plan whose cost is taken in them: coupling.cost = "features" and
 coupling.features = F.npz. The file holds an array for each folder, float32 [n, d], rows
 in the order of the images' names, each of length 1: then |x - y|^2 / 2 is one minus the
-cosine of the angle between two images' features.
+cosine of the angle between two images' features. And the images' names and sizes, by
+which a run knows them again.
 """
 
 import argparse
@@ -16,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from eotjax import arrays, command, remote
-from eotjax.data import images
-from eotjax.errors import UserError
+from eotjax.data import domains, images, sources
+from eotjax.errors import UserError, gather
 from eotjax.evaluation import classifier
 from eotjax.evaluation.classifier import Classify
 from eotjax.progress import Progress
@@ -45,7 +46,7 @@ def make(
       identity: of the classifier: work done with another one is not gone on with.
 
     Raises:
-      UserError: an image is broken.
+      UserError: images are broken; names up to five of each folder.
     """
     listed = [
         (name, *((str(x), x.stat().st_size, x.stat().st_mtime_ns) for x in found))
@@ -56,6 +57,8 @@ def make(
     partly = output.with_name(f"{output.name}.partly")
     partly.mkdir(exist_ok=True)
     decode = partial(images.decode, size=size, channels=3, fit=fit)
+    sets = {name: sources.of_files(found, decode) for name, found in paths.items()}
+    gather(partial(domains.check, x, f"looking at {n}") for n, x in sets.items())
     progress = Progress("features", sum(map(len, paths.values())), "images")
 
     def part(name: str, start: int) -> np.ndarray:
@@ -76,7 +79,11 @@ def make(
         name: np.concatenate([part(name, i) for i in range(0, len(found), AT_ONCE)])
         for name, found in paths.items()
     }
-    arrays.write(output, features)
+    marks = {
+        sources.marks_of(name): np.array([x.mark(i) for i in range(len(x))])
+        for name, x in sets.items()
+    }
+    arrays.write(output, features | marks)
     shutil.rmtree(partly)
     for name, array in features.items():
         print(f"{name}: {array.shape[0]} images, {array.shape[1]} features each")

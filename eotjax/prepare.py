@@ -91,6 +91,7 @@ class Run(NamedTuple):
             params=self.model(state),
             plan=plan_figures(self.workdir, self.config),
             begun=run_folder.plan(self.workdir).begun,
+            fingerprints=self.splits.fingerprints,
             examples=examples(self.translator(state), self.splits),
         )
 

@@ -1,6 +1,7 @@
 """Features for a plan's cost: their order, going on, and what is refused."""
 
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from configs import folder
 from eotjax import features
 from eotjax.build import dataset
-from eotjax.data import images
+from eotjax.data import images, sources
 from eotjax.errors import UserError
 from eotjax.evaluation.classifier import Seen
 
@@ -55,7 +56,7 @@ def angles(array):
 def test_rows_are_in_the_order_of_names_and_of_length_one(photographs, tmp_path):
     make(photographs, tmp_path / "f.npz", Looking())
     with np.load(tmp_path / "f.npz") as found:
-        assert set(found) == set(SIZES)
+        assert set(found) == {*SIZES, *map(sources.marks_of, SIZES)}
         for name, count in SIZES.items():
             assert found[name].dtype == np.float32
             np.testing.assert_allclose(np.linalg.norm(found[name], axis=1), 1, 1e-6)
@@ -69,6 +70,28 @@ def test_rows_are_in_the_order_of_names_and_of_length_one(photographs, tmp_path)
     splits = dataset.load(config)  # cuts test and validation images from both
     points = dataset.aligned(config, splits)["source_points"]
     assert angles(points) == splits.train_source[:, 0, 0, 0].tolist()
+
+
+def test_features_of_other_images_are_refused(photographs, tmp_path):
+    root = shutil.copytree(photographs, tmp_path / "photographs")
+    make(root, tmp_path / "f.npz", Looking())
+    config = folder.get_config()
+    config.data.path, config.data.image_size = str(root), (16, 16)
+    config.coupling.cost, config.coupling.features = "features", f"{tmp_path}/f.npz"
+    dataset.aligned(config, dataset.load(config))
+    (root / "trainB" / "0069.png").rename(root / "trainB" / "00.png")
+    with pytest.raises(UserError, match="of other images than trainB holds"):
+        dataset.aligned(config, dataset.load(config))
+
+
+def test_all_broken_images_are_told_before_any_is_looked_at(photographs, tmp_path):
+    root = shutil.copytree(photographs, tmp_path / "photographs")
+    for name in ("trainA/0003.png", "trainA/0149.png", "trainB/0069.png"):
+        (root / name).write_bytes(b"none")
+    look = Looking()
+    with pytest.raises(UserError, match=r"2 of 150 [^$]*0149.png[^$]*1 of 70 "):
+        make(root, tmp_path / "f.npz", look)
+    assert not look.seen
 
 
 def test_an_interrupted_command_goes_on_where_it_was(photographs, tmp_path):

@@ -63,6 +63,7 @@ def save(
     plan: Mapping[str, float] | None = None,
     examples: Mapping[str, np.ndarray] | None = None,
     begun: str = "",
+    fingerprints: tuple[str, str] = ("", ""),
 ) -> None:
     """Writes config.json, params/ (orbax), translate.stablehlo and examples/.
 
@@ -77,6 +78,7 @@ def save(
       plan: what the run's plans were like, by name.
       examples: some sources of each direction, uint8 [n, *shape].
       begun: the artefact that the run began from, in words; empty for none.
+      fingerprints: of the training sets, as DataSet.fingerprints.
     """
     path = Path(path)
     _begin(path)
@@ -102,6 +104,7 @@ def save(
         "step": step,
         "license": config.license,
         "plan": dict(plan or {}),
+        "fingerprints": fingerprints,
         "sha256": sums,
         "config": config.to_dict(),
     }

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from eotjax import remote
+from eotjax import arrays, remote
 from eotjax.build.checks import Shape, check_arrays, check_shape
 from eotjax.data import batch, domains, images, sources
 from eotjax.data.domains import DataSet, Domain, Four
@@ -51,12 +51,7 @@ def load(
             "npz": lambda: sources.npz(c.path, names),
             "known_plan": lambda: known_plan_splits(config),
         },
-        # A set of TFDS may also lie there as the folders it is made from.
-        "folder"
-        if c.kind == "tfds"
-        and c.path
-        and remote.is_folder(remote.below(c.path, names[0]))
-        else c.kind,
+        kind(config),
         "data.kind",
     )
     splits = load()
@@ -114,6 +109,13 @@ class Side(NamedTuple):
     valid: domains.Domain
     test: domains.Domain
     trained: np.ndarray  # bool, of all that is stored to train on
+
+
+def kind(config: ConfigDict) -> str:
+    """Of the data: a set of TFDS may also lie there as the folders it is made from."""
+    c = config.data
+    unpacked = c.path and remote.is_folder(remote.below(c.path, c.train_source))
+    return "folder" if c.kind == "tfds" and unpacked else c.kind
 
 
 def cut(
@@ -175,7 +177,7 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
     """The training sets and, where the user brings them, their features.
 
     Raises:
-      UserError: the features are missing, or not one for each image.
+      UserError: the features are missing, not one for each image, or of others.
     """
     sets = {"source": splits.train_source, "target": splits.train_target}
     c = config.coupling
@@ -183,15 +185,28 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
         return sets
     names = Four(*[config.data.train_source, config.data.train_target] * 2)
     found = sources.npz(c.features, names, key="coupling.features")
+    marks = arrays.read(remote.fetched(c.features), map(sources.marks_of, names)).arrays
     trained = splits.trained or [np.ones(len(x), bool) for x in splits[:2]]
-    for side, features, rows in zip(
-        ("source", "target"), found[:2], trained, strict=True
+    for side, name, features, rows, fingerprint in zip(
+        ("source", "target"),
+        names[:2],
+        found[:2],
+        trained,
+        splits.fingerprints,
+        strict=True,
     ):
         if features.ndim != 2 or len(features) != len(rows):
             raise UserError(
                 f"{c.features} has features {features.shape} for the {side} set of "
                 f"{len(rows)}; give float32 [n, d], one row for each image in the "
                 "order of its file names."
+            )
+        told = marks.get(sources.marks_of(name))  # not in files of another's making
+        if told is not None and kind(config) == "folder":
+            require(
+                len(told) == len(rows) and domains.of_marks(told[rows]) == fingerprint,
+                f"{c.features} was made of other images than {name} holds now; make it "
+                "anew.",
             )
         sets[f"{side}_points"] = features[rows]
     return sets

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, NamedTuple, TypeVar
 
@@ -140,15 +140,25 @@ def fingerprint(domain: Domain, *, read: bool = True) -> str:
       domain: whose.
       read: all that is stored; else only files' names and sizes are looked at.
     """
-    digest = hashlib.sha256()
     if isinstance(domain, np.ndarray):
-        digest.update(f"{domain.dtype} {domain.shape}".encode())
+        digest = hashlib.sha256(f"{domain.dtype} {domain.shape}".encode())
         for part in domain:
             digest.update(part.tobytes())
-    else:
-        for index in range(len(domain)):
-            said = domain.stored(index) if read else domain.mark(index).encode()
-            digest.update(hashlib.sha256(said).digest())
+        return digest.hexdigest()
+    if not read:
+        return of_marks(map(domain.mark, range(len(domain))))
+    return _of_all(map(domain.stored, range(len(domain))))
+
+
+def of_marks(marks: Iterable[str]) -> str:
+    """The fingerprint, unread, of a domain whose images have these marks."""
+    return _of_all(mark.encode() for mark in marks)
+
+
+def _of_all(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()
 
 

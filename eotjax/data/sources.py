@@ -1,7 +1,7 @@
 """Data sources: each gives the training and test images (or vectors) of two domains."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -74,15 +74,24 @@ def folder(path: str, names: Four[str], decode: Four[Decode]) -> Four[Domain]:
         place = base / name
         if number >= 2 and not place.exists():
             return NONE
-        paths = images.find(place)
-        return Lazy(
-            len(paths),
-            lambda index: decode_one(paths[index]),
-            lambda index: paths[index].read_bytes(),
-            lambda index: f"{paths[index].name!a} {paths[index].stat().st_size}",
-        )
+        return of_files(images.find(place), decode_one)
 
     return Four(*map(split, range(4), names, decode))
+
+
+def marks_of(name: str) -> str:
+    """The array of a file of features that tells which images a folder held."""
+    return f"{name}_images"
+
+
+def of_files(paths: Sequence[Path], decode: Decode) -> Lazy:
+    """Files of images, told apart by their names and sizes."""
+    return Lazy(
+        len(paths),
+        lambda index: decode(paths[index]),
+        lambda index: paths[index].read_bytes(),
+        lambda index: f"{paths[index].name!a} {paths[index].stat().st_size}",
+    )
 
 
 def tfds(

@@ -13,6 +13,7 @@ import scipy.spatial
 
 import eotjax
 from eotjax import evaluate as command
+from eotjax import train
 from eotjax.build import dataset
 from eotjax.evaluation import evaluate, judge, measures
 from eotjax.transport import cost
@@ -212,8 +213,6 @@ def test_ranked_translations_run_from_best_to_worst():
 
 
 def test_a_tiny_test_set_is_evaluated_too(vectors, tmp_path):
-    from eotjax import train
-
     config = vectors(steps=1)
     with np.load(config.data.path) as arrays:
         one = dict(arrays) | {k: arrays[k][:1] for k in ("testA", "testB")}
@@ -276,7 +275,8 @@ def test_the_command_evaluates_with_another_solver_into_another_folder(
     options = ["--solver", "ddim", "--steps", "1"]
     monkeypatch.setattr("sys.argv", ["evaluate", *map(str, arguments), *options])
     assert command.run() == 0
-    assert "independent" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "independent" in said and "may have been trained on" not in said
     assert (artefact / "evaluation.json").read_bytes() == before
     result = json.loads((tmp_path / "out" / "evaluation.json").read_text())["forward"]
     assert result["settings"]["sampling"]["steps"] == 1
@@ -288,11 +288,26 @@ def test_the_command_evaluates_with_another_solver_into_another_folder(
     assert eotjax.load(artefact).config.sampling.steps == 2
 
 
+def test_test_images_that_may_have_been_trained_on_are_told_of(
+    vectors, tmp_path, monkeypatch, capsys
+):
+    config = vectors(steps=1)
+    with np.load(config.data.path) as arrays:
+        training = {name: arrays[name] for name in ("trainA", "trainB")}
+    np.savez(config.data.path, **training)  # a tenth of them is held out
+    assert train.train(config, tmp_path / "run")
+    where = ("--export", str(tmp_path / "run" / "export"))
+    monkeypatch.setattr("sys.argv", ["evaluate", *where])
+    for changes, told in (({}, False), ({"trainA": training["trainA"][::-1]}, True)):
+        np.savez(config.data.path, **training | changes)
+        capsys.readouterr()
+        assert command.run() == 0
+        assert ("may have been trained on" in capsys.readouterr().out) == told
+
+
 def test_both_directions_are_exported_and_judged_each_by_its_own_targets(
     smoke, tmp_path
 ):
-    from eotjax import train
-
     assert train.train(smoke(estimator__direction="both"), tmp_path)
     folder = tmp_path / "export"
     found = json.loads((folder / "evaluation.json").read_text())
@@ -365,7 +380,6 @@ def test_the_command_changes_what_it_is_given_and_nothing_else(
 
 
 def test_vectors_are_measured_by_no_classifier(vectors, tmp_path):
-    from eotjax import train
 
     with pytest.raises(eotjax.UserError, match="vectors, which no classifier sees"):
         train.train(vectors(judge__classifier="efficientnet-lite0"), tmp_path / "run")
