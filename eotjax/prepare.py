@@ -184,6 +184,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     sample = wiring.sampling(config, shape, mesh)
     found = run_folder.of(config, (*splits.fingerprints, *beside), begun)
     run_folder.claim(workdir, asked, found)
+    remote.settle(workdir)  # checkpoints that were dropped belong to the config before
     abstract = jax.eval_shape(training.init)
     check_state(abstract, training.layout)
     tell_parameters(abstract.params, workdir)

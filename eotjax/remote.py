@@ -23,6 +23,8 @@ from eotjax.storage import Copy, TakenOver, file_system, told
 
 EVERY = 60.0  # seconds between copies
 
+_kept_alike: dict[Path, Copy] = {}
+
 
 def is_remote(path: str | Path) -> bool:
     """Whether a path is an address such as gs://bucket/folder."""
@@ -113,11 +115,24 @@ def mirrored(path: str | Path) -> Iterator[Path]:
             copy.fetch()
             copy.local.mkdir(parents=True, exist_ok=True)
             copy.claim()
+            stack.callback(_kept_alike.pop, copy.local.absolute(), None)
+            _kept_alike[copy.local.absolute()] = copy
             print(f"{path}: worked on in {copy.local}, copied every minute", flush=True)
             stack.enter_context(_pushing(copy))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"{path} is here")
         yield copy.local
+
+
+def settle(folder: Path) -> None:
+    """Copies a folder that is kept alike now: what was removed from it stays removed.
+
+    Raises:
+      UserError: it cannot be written to, or is owned by another process now.
+    """
+    if copy := _kept_alike.get(folder.absolute()):
+        with told("write", copy.address):
+            copy.push()
 
 
 def _check_one_machine(path: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -39,6 +40,7 @@ class Copy:
         self._fs, self._root = file_system(self.address)
         self._notes_path = self.local.with_name(".notes.json")
         self._owner = ""  # who pushed last from here
+        self._pushing = threading.Lock()
         # By name: the file here, and the version there that it is (None: pushed).
         self._known: dict[str, tuple[Stamp, str | None]] = {}
 
@@ -123,6 +125,10 @@ class Copy:
         Raises:
           TakenOver: the folder is another process's by now.
         """
+        with self._pushing:
+            self._push()
+
+    def _push(self) -> None:
         manifest = self._manifest()
         if manifest is None or manifest["owner"] != self._owner:
             raise TakenOver(

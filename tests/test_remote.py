@@ -175,6 +175,19 @@ def test_a_copy_that_was_cut_off_is_not_there(there, machine, monkeypatch, capsy
     assert contents(remote.fetched(URL)) == {"a": "a", "b": "b", "c": "c"}
 
 
+def test_what_was_removed_does_not_come_back_after_a_kill(there, monkeypatch):
+    with remote.mirrored(URL) as folder:
+        for name in ("config", "4000", "5000"):
+            (folder / name).write_text(name)
+    with remote.mirrored(URL) as folder:
+        (folder / "5000").unlink()
+        (folder / "config").write_text("of more steps")
+        remote.settle(folder)
+        monkeypatch.setattr(storage.Copy, "push", lambda self: None)  # as if killed
+    assert contents(remote.fetched(URL)) == {"config": "of more steps", "4000": "4000"}
+    remote.settle(folder)  # of none that is kept alike now
+
+
 def test_a_file_that_cannot_be_put_there_is_not_passed_over(there, monkeypatch):
     def refused(*_, **__):
         raise FileNotFoundError("no such folder there")
