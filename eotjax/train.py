@@ -203,7 +203,7 @@ def loop(
                 if config.profile and planning.steps_of_plan(config) == 1:
                     pairs = jax.jit(run.training.pairs)
                     log.pairing = seconds_of(pairs, state.step, state.held, first)
-            data = itertools.chain(iter([first]), data)
+            data = itertools.chain(iter([first]), data)  # which lets go of it
             del first
         state, values = advance(state, next(data))
         log.add(done, values)

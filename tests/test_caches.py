@@ -3,14 +3,13 @@
 import re
 import stat
 import tomllib
-from pathlib import Path
 
 import jax
 import pytest
+from conftest import ROOT
 
 from eotjax import caches
 
-ROOT = Path(__file__).parent.parent
 ALONE = {"JAX_COMPILATION_CACHE_DIR": ""}  # the tests' own
 
 

@@ -118,7 +118,7 @@ def save(
 
 def check_place(path: Path) -> None:
     """Raises UserError where a folder holds other things than an artefact."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         if "format" in json.loads((path / "config.json").read_text()):
             return
     parts = ("params", "examples", stablehlo.NAME, SPACE)  # of one that was cut off

@@ -114,8 +114,9 @@ class Side(NamedTuple):
 def kind(config: ConfigDict) -> str:
     """Of the data: a set of TFDS may also lie there as the folders it is made from."""
     c = config.data
-    unpacked = c.path and remote.is_folder(remote.below(c.path, c.train_source))
-    return "folder" if c.kind == "tfds" and unpacked else c.kind
+    place = remote.below(c.path, c.train_source)
+    unpacked = c.kind == "tfds" and c.path and remote.is_folder(place)
+    return "folder" if unpacked else c.kind
 
 
 def cut(
@@ -185,7 +186,10 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
         return sets
     names = Four(*[config.data.train_source, config.data.train_target] * 2)
     found = sources.npz(c.features, names, key="coupling.features")
-    marks = arrays.read(remote.fetched(c.features), map(sources.marks_of, names)).arrays
+    marks = {}  # there are none in files of another's making
+    if kind(config) == "folder":
+        wanted = map(sources.marks_of, names)
+        marks = arrays.read(remote.fetched(c.features), wanted).arrays
     trained = splits.trained or [np.ones(len(x), bool) for x in splits[:2]]
     for side, name, features, rows, fingerprint in zip(
         ("source", "target"),
@@ -201,8 +205,8 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
                 f"{len(rows)}; give float32 [n, d], one row for each image in the "
                 "order of its file names."
             )
-        told = marks.get(sources.marks_of(name))  # not in files of another's making
-        if told is not None and kind(config) == "folder":
+        told = marks.get(sources.marks_of(name))
+        if told is not None:
             require(
                 len(told) == len(rows) and domains.of_marks(told[rows]) == fingerprint,
                 f"{c.features} was made of other images than {name} holds now; make it "

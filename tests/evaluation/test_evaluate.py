@@ -380,7 +380,6 @@ def test_the_command_changes_what_it_is_given_and_nothing_else(
 
 
 def test_vectors_are_measured_by_no_classifier(vectors, tmp_path):
-
     with pytest.raises(eotjax.UserError, match="vectors, which no classifier sees"):
         train.train(vectors(judge__classifier="efficientnet-lite0"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
