@@ -13,6 +13,10 @@ from eotjax import caches
 ALONE = {"JAX_COMPILATION_CACHE_DIR": ""}  # the tests' own
 
 
+def programs_of(files):
+    return {name.split("-")[0] for name in files}
+
+
 @pytest.fixture
 def settings(monkeypatch, tmp_path):
     """What JAX was told, with a cache folder of the test's own."""
@@ -44,10 +48,12 @@ def test_a_second_start_compiles_nothing_anew(command, vectors, tmp_path):
     assert f"compiled programs: kept in {folder}" in first.stdout
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     kept = {path.name for path in folder.glob("*-cache")}
-    assert kept
+    assert {"jit_train_step", "jit_translate"} <= programs_of(kept)
     second = start(tmp_path / "second")
     assert second.returncode == 0, second.stderr
-    assert {path.name for path in folder.glob("*-cache")} == kept
+    # A small one that took long this time, on a busy machine, may have come to them.
+    new = {path.name for path in folder.glob("*-cache")} - kept
+    assert not programs_of(new) & programs_of(kept)
     metrics = [
         (tmp_path / name / "metrics.jsonl").read_text().split("images_per_second")[0]
         for name in ("off", "first", "second")

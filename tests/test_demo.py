@@ -337,9 +337,9 @@ def seen(view):
 def test_the_page_shows_what_the_translator_gives(opened, translator, pixels, tmp_path):
     assert opened.title() == "eotjax"
     heading = opened.get_by_role("heading", name="digits: trainA to trainB")
-    assert heading.first.is_visible()
+    heading.first.wait_for()  # until it is visible
     for label in ("How many", "Steps", "Solver", "Seed"):
-        assert opened.get_by_label(label).first.is_visible()
+        opened.get_by_label(label).first.wait_for()
     assert not opened.get_by_text("Direction").is_visible()
     shoot(opened, "page_before.png", tmp_path)
 
