@@ -35,7 +35,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the same programs, many tim
     atexit.register(
         shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
     )
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 sys.path.insert(0, str(ROOT))
 
 # Every annotated shape is checked at run time. Not in these modules: beartype does not

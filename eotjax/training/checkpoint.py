@@ -18,6 +18,9 @@ from eotjax import atomic, parallel
 from eotjax.errors import UserError, reason, require
 
 SUMS = "SHA256SUMS"
+# Devices that hold the same array share the writing of it, where each part is as large
+# as this, in bytes: cutting up a small one takes longer than writing it.
+WORTH_SHARING = 2**20
 
 
 @contextlib.contextmanager
@@ -27,6 +30,16 @@ def _told(what: str, remedy: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise UserError(f"cannot {what} ({reason(error)}); {remedy}") from error
+
+
+def _context() -> Any:
+    """How arrays are written."""
+    from orbax.checkpoint import v1 as ocp
+
+    saving = ocp.options.ArrayOptions.Saving(
+        min_slice_bytes_for_replica_parallel=WORTH_SHARING
+    )
+    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
 
 
 class Checkpoints:
@@ -61,6 +74,7 @@ class Checkpoints:
                 save_decision_policy=policies.save_decision_policies.FixedIntervalPolicy(
                     1
                 ),
+                context=_context(),
             )
 
     def latest_step(self) -> int | None:
@@ -156,7 +170,8 @@ def save_tree(path: str | Path, tree: PyTree) -> None:
 
     path = Path(path).absolute()
     with _told(f"write {path}", "mend that (is the disk full?) and try again."):
-        ocp.save(path, tree, overwrite=True)
+        with _context():
+            ocp.save(path, tree, overwrite=True)
         _write_sums(path)
 
 
