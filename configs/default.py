@@ -80,7 +80,7 @@ def get_config(variants: str = "") -> ConfigDict:
     c.estimator = ConfigDict()
     c.estimator.name = "cde"  # cde (rho 0), cdiffe (rho 1), cmde (rho below), bridge
     c.estimator.epsilon = 0.0  # bridge: variance of its noise over the whole way, in
-    # every pixel; 0: the plan's own epsilon, as the Schroedinger bridge has it. A pixel
+    # every pixel; 0: a plan of pixels' own, as the Schroedinger bridge has it. A pixel
     # strays most half-way, by sqrt(epsilon) / 2, in images of range 2: so 3, a usual
     # plan's at 16x16, drowns them in noise half-way, and 0.05 lets them show through.
     c.estimator.noise = "white"  # bridge: or images, with their covariance

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import jax
 from absl import logging
 
 from eotjax.caches import keep_programs
-from eotjax.errors import UserError
+from eotjax.errors import UserError, reason
 
 # Options of glibc's mallopt, from malloc.h, and their values here.
 KEEP = {"ARENA_MAX": (-8, 1), "MMAP_MAX": (-4, 0), "TRIM_THRESHOLD": (-1, 2**31 - 1)}
@@ -38,8 +39,8 @@ def exit_after(
 ) -> NoReturn:
     """Runs a command and ends, by `end`, with the status that it returns.
 
-    A UserError, or a failed read or write, ends it with one sentence on standard error
-    and status 1, Ctrl-C with one and status 130.
+    A UserError, a failed read or write, or a device's full memory ends it with one
+    sentence on standard error and status 1, Ctrl-C with one and status 130.
     """
     keep_memory()
     keep_programs()
@@ -57,7 +58,15 @@ def exit_after(
         place = f" {error.filename}" if error.filename else ""
         status = _told(
             f"cannot read or write{place}: {error.strerror or error}. Mend that and "
-            "run the same command again; training goes on from its last checkpoint."
+            "run the same command again."
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        status = _told(
+            f"the device's memory is full ({reason(error)}). Give a translation a "
+            "smaller --batch_size, a training a smaller microbatch (and its pictures a "
+            "smaller sampling.batch_size); is something else running there?"
         )
     end(status)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -45,6 +46,24 @@ def test_control_c_is_one_word_and_no_traceback(capsys):
         commands.exit_after(interrupted)
     assert ended.value.code == 130
     assert capsys.readouterr().err == "eotjax: interrupted.\n"
+
+
+def test_a_full_device_is_told_with_what_needs_less(capsys):
+    def full():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory, 8 GiB.")
+
+    with pytest.raises(SystemExit) as ended:
+        commands.exit_after(full)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "8 GiB" in said and "smaller --batch_size" in said
+    assert said.count("\n") == 1
+
+    def other():
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        commands.exit_after(other)
 
 
 def test_an_unknown_key_is_named_with_the_one_that_was_meant(tmp_path):
@@ -172,6 +191,8 @@ def refusal(config, workdir) -> str:
         ("model.width", 2, "at least 4"),
         ("model.head_channels", 0, "at least 1"),
         ("estimator.moments", (1.0, 0.5), "three numbers"),
+        ("estimator.moments", (1.0, 1.0, 1.5), "no images have"),
+        ("estimator.spectrum", "any", "noise like the images"),
         ("seed", -1, "0 or more"),
         ("model.dropout", 1.0, "0 to 1"),
         ("schedule.sigma_min", 60.0, "below schedule.sigma_max"),

@@ -94,6 +94,11 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         f"coupling.entropy is {entropy}; it must be in 0 (off) to 1, 1 excluded.",
     )
     require(
+        not entropy or c.coupling.tau_source == c.coupling.tau_target == 1,
+        "coupling.entropy is that of a balanced plan, coupling.tau_source and "
+        "tau_target below 1 make another: set it to 0, and coupling.epsilon.",
+    )
+    require(
         not entropy or c.coupling.method != "independent",
         "coupling.entropy needs a plan; independent pairs have none: set it to 0.",
     )
@@ -106,7 +111,19 @@ def check_config(config: ConfigDict, num_devices: int) -> None:
         f"estimator.moments is {tuple(c.estimator.moments)}; give three numbers, or "
         "none: ().",
     )
+    if c.estimator.moments:
+        source, target, cross = c.estimator.moments
+        require(
+            source > 0 and target > 0 and cross**2 < source * target,
+            f"estimator.moments is {tuple(c.estimator.moments)}; no images have E x^2, "
+            "E y^2 and E x y like these. Leave them out: () measures them.",
+        )
     choose(dict.fromkeys(("white", "images")), c.estimator.noise, "estimator.noise")
+    require(
+        c.estimator.noise == "images" or not c.estimator.spectrum,
+        "estimator.spectrum is of noise like the images; set estimator.noise = "
+        "'images', or the spectrum to ''.",
+    )
     require(
         c.estimator.noise == "white" or c.estimator.name == "bridge",
         "only a bridge has noise like the images; set estimator.noise = 'white' or "

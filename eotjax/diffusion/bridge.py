@@ -85,7 +85,9 @@ def heun(epsilon: float, temperature: float, spectrum: Spectrum | None) -> Step:
     """Stochastic Heun for dx = u dt + sqrt(epsilon) dw, u = (E[y | x] - x) / (1 - t).
 
     The drift is averaged over both ends of the step, at two evaluations: of weak order
-    2, the noise being additive (Kloeden & Platen 1992, section 15.1).
+    2, the noise being additive (Kloeden & Platen 1992, section 15.1). The last step, of
+    1 / steps^2, goes to the mean: at t = 1 the drift is 0 / 0, and just before it
+    divides by nearly nothing what the step's own noise has added.
     """
 
     def step(denoise, keys, x_t, past, t, s):
@@ -94,10 +96,12 @@ def heun(epsilon: float, temperature: float, spectrum: Spectrum | None) -> Step:
         noise = deviation * _noise(keys, x_t, spectrum)
         first = (y - x_t) / (1 - t)
         ahead = x_t + h * first + noise
-        # At t = 1 the quotient is 0 / 0; the drift itself has a limit.
-        end = jnp.minimum(s, 1 - 1e-3)
-        second = (denoise(ahead, end) - ahead) / (1 - end)
-        return x_t + h * (first + second) / 2 + noise, y
+
+        def averaged() -> Image:
+            second = (denoise(ahead, s) - ahead) / (1 - s)
+            return x_t + h * (first + second) / 2 + noise
+
+        return jax.lax.cond(s < 1, averaged, lambda: y), y
 
     return step
 
@@ -183,7 +187,8 @@ class Bridge:
     Attributes:
       epsilon: variance of the Brownian motion over unit time, in every coordinate: a
         pixel's noise is largest half-way, of variance epsilon / 4.
-      spectrum: of the noise of images; None for white noise.
+      spectrum: of the noise of images, of variance epsilon far from their borders;
+        None for white noise.
       moments: of the pairs, for a network that predicts clean data; None for one that
         predicts the drift.
       bound: keep predicted targets in [-bound, bound]: 1 for images.

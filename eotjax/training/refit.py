@@ -131,7 +131,8 @@ def maker(
         def send(params: PyTree, data: Data, number: UInt32[Array, ""], index: Array):
             first = number * jnp.uint32(copies * len(data[side]))
             start = views(data, side, first.astype(jnp.int32) + index)
-            numbers = jnp.full(index.shape, number)
+            # A view's own number: views that show the same have other noise.
+            numbers = first + index.astype(jnp.uint32)
             keys = sampler.keys_of(jnp.uint32(seed), numbers, start)
             way = jnp.full(index.shape, SIDES.index(side))
             return bridge(params, keys, start, way).astype(jnp.float16)

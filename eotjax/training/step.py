@@ -91,7 +91,7 @@ def make_train_step(
       seed: the run's; every random number is a function of it and of state.step.
       both: turn every second pair round, to learn both directions.
       pieces: that the network takes a batch in, one after the other: less memory, the
-        same gradient.
+        same gradient but for other dropout.
 
     Metrics are scalars: loss, grad_norm and the plan's statistics, mean over groups. A
     step whose loss or gradient is not finite changes nothing but the step's number and

@@ -68,7 +68,8 @@ class PlanStats(NamedTuple):
     iterations: Float[Array, "*g"]  # Sinkhorn iterations
     converged: Float[Array, "*g"]  # 1 where the threshold was reached
     marginal_error: Float[Array, "*g"]  # the error that `threshold` is about
-    entropy: Float[Array, "*g"]  # 2 H(P) / (H(a) + H(b)) - 1: 0 matching, 1 independent
+    # 2 H(P) / (H(a) + H(b)) - 1: 0 matching, 1 independent; balanced, else also below 0
+    entropy: Float[Array, "*g"]
     transport_cost: Float[Array, "*g"]  # mean cost under the plan
     independent_cost: Float[Array, "*g"]  # mean cost of all pairs
     independent_std: Float[Array, "*g"]  # its standard deviation
@@ -250,7 +251,8 @@ def entropic(solver: Solver, draws: int = 1) -> Couple:
     """Pairs drawn from one entropic plan a group: target j from row i of the plan.
 
     n * draws pairs a group. Balanced, every source is used `draws` times, once in every
-    n pairs, so the source marginal is kept exactly.
+    n pairs, so the source marginal is kept exactly; in turn at odd and even places, as
+    of pairs that are learnt in both directions every second one is turned round.
     """
 
     def one_group(key, source, target):
@@ -260,7 +262,8 @@ def entropic(solver: Solver, draws: int = 1) -> Couple:
         rows = describe_rows(cost, found.g, solver.epsilon)
         log_mass, stats = describe(found, rows, solver)
         count = draws * len(source)
-        i = jnp.arange(count) % len(source)  # all in turn, where their mass is kept
+        row = jnp.arange(count)  # all in turn, where their mass is kept
+        i = (row + row // len(source)) % len(source)
         if not solver.balanced:
             i = jax.random.categorical(key_row, log_mass, shape=(count,))
         logits = row_logits(cost, found.g, solver.epsilon)
@@ -295,7 +298,9 @@ def independent(draws: int = 1) -> Couple:
     def one_group(source, target):
         cost = half_squared_distance(source, target)
         n = len(source)
-        i, shift = jnp.arange(n * draws) % n, jnp.arange(n * draws) // n
+        row = jnp.arange(n * draws)
+        shift = row // n
+        i = (row + shift) % n  # as of an entropic plan
         stats = independent_stats(jnp.mean(cost, axis=1), jnp.var(cost, axis=1))
         return Pairs(i, (i + shift) % n), stats
 

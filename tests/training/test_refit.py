@@ -113,6 +113,22 @@ def test_own_pairs_tend_to_the_schroedinger_bridge(sets):
     assert errors[1] < 0.7 * errors[0]
 
 
+def test_views_that_show_the_same_have_ends_of_their_own(sets):
+    few = {side: values[:8] for side, values in sets.items()}
+    make = refit.maker(
+        sampler_of(5),
+        views=views,
+        copies=3,
+        at_once=8,
+        seed=0,
+        mesh=parallel.make_mesh(),
+    )
+    ends = [make((1.0, 0.36, 0.2), few, number) for number in (1, 2)]
+    for side in refit.SIDES:
+        of_side = np.concatenate([np.asarray(end[refit.made(side)]) for end in ends])
+        assert len(np.unique(of_side.reshape(6, 8, 1), axis=0)) == 6
+
+
 def test_made_pairs_are_real_on_the_side_to_be_learnt(monkeypatch):
     """Rows and their partners are told apart by values that encode them."""
     monkeypatch.setitem(globals(), "COPY", 0.5)

@@ -397,6 +397,17 @@ def test_pairs_are_the_same_on_one_device_and_on_eight(kind):
     assert len(set(ids_of(drawn[0][0]))) > 3
 
 
+@pytest.mark.parametrize(
+    "make", [partial(sinkhorn.entropic, TINY), sinkhorn.independent]
+)
+def test_a_point_of_several_draws_serves_both_directions(make):
+    """As every second pair is turned round."""
+    points = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 2)), jnp.float32)
+    pairs, _ = make(draws=2)(jax.random.key(0), points, points)
+    places = [np.flatnonzero(np.asarray(pairs.i[0]) == source) for source in range(6)]
+    assert all(sorted(place % 2) == [0, 1] for place in places)
+
+
 def test_independent_pairs_of_a_group_are_all_different():
     n, draws = 7, 5
     points = jnp.zeros((2, n, 1))
