@@ -18,7 +18,6 @@ from ml_collections import config_flags
 
 from benchmarks import tracing
 from eotjax import parallel
-from eotjax.build import learning
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
@@ -61,8 +60,8 @@ def main(_) -> None:
     config = CONFIG.value
     config.latent.channels = config.latent.channels or CHANNELS.value
     lengths = tuple(map(int, TRAIN_IMAGES.value))
-    lowered, params = tracing.traced(config, mesh, lengths)
-    flops = parallel.flops(lowered) * learning.pieces(config) / mesh.size
+    lowered, flops, params = tracing.traced(config, mesh, lengths)
+    flops /= mesh.size
     found = tracing.collected(lowered.compile().as_text())
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     print(

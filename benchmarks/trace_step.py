@@ -13,7 +13,6 @@ from ml_collections import config_flags
 
 from benchmarks import tracing
 from eotjax import parallel
-from eotjax.build import learning
 
 CONFIG = config_flags.DEFINE_config_file("config")
 TRAIN_IMAGES = flags.DEFINE_list("train_images", ["1000", "1000"], "source,target")
@@ -25,14 +24,13 @@ def main(_) -> None:
     lengths = tuple(map(int, TRAIN_IMAGES.value))
     config = CONFIG.value
     config.latent.channels = config.latent.channels or CHANNELS.value
-    lowered, params = tracing.traced(config, mesh, lengths)
+    lowered, flops, params = tracing.traced(config, mesh, lengths)
     compiled = lowered.compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     parameters = sum(x.size for x in jax.tree.leaves(params))
     print(
         f"devices: {mesh.size} {mesh.devices.flat[0].platform}, jax {jax.__version__}"
     )
-    flops = parallel.flops(lowered) * learning.pieces(config)
     print(f"parameters: {parameters / 1e6:.1f} M")
     print(f"step: {flops / 1e12:.3g} TFLOP")
     print(

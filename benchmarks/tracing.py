@@ -46,7 +46,7 @@ def collected(program: str) -> dict[str, tuple[int, int]]:
 
 
 def traced(config: ConfigDict, mesh: Mesh, lengths: tuple[int, int]):
-    """A config's training step on sets of such lengths, lowered; and its parameters."""
+    """A config's step on sets of such lengths, lowered; its FLOPs and parameters."""
     checks.check_config(config, mesh.size)
     c = config.data
     shape = (*c.image_size, 3 if c.tint else c.channels)
@@ -82,4 +82,5 @@ def traced(config: ConfigDict, mesh: Mesh, lengths: tuple[int, int]):
     state = jax.eval_shape(training.init)
     with kernels.portable():  # of others' kernels XLA counts nothing
         lowered = training.step.lower(state, data)
-    return lowered, state.params
+        flops = learning.flops(training, lowered, state, data)
+    return lowered, flops, state.params

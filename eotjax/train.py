@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
 import shutil
 import types
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from eotjax import errors, parallel, prepare, remote
@@ -25,6 +27,12 @@ from eotjax.training import step
 from eotjax.training.checkpoint import Checkpoints
 from eotjax.training.interruption import Interruption
 from eotjax.training.trace import Trace, seconds_of
+
+# Keys that a run may change when it goes on, and that its scores depend on.
+JUDGED = (
+    *(f"sampling.{key}" for key in ("solver", "steps", "path", "guidance")),
+    *("sampling.temperature", "sampling.restart", "judge."),
+)
 
 
 @dataclasses.dataclass
@@ -145,9 +153,22 @@ def viewer_of(run: Run, writer: logging.Writer) -> Viewer:
     sides = judge.chosen_by(run.splits)
     if run.config.data.kind != "known_plan" and min(map(len, sides)) > 1:
         score = judge.selection(run.translator(run.state), run.splits, weights)
-    kept = step_of_best(run.workdir) in before  # else going back dropped it
+    # Else going back dropped it, or it was judged otherwise and cannot be compared.
+    kept = step_of_best(run.workdir) in before and _judged_alike(run)
     lowest = min(before.values()) if kept else math.inf
     return Viewer(run, writer, weights, score, lowest, before)
+
+
+def _judged_alike(run: Run) -> bool:
+    """Whether RUN/best was sampled and judged as this run does it."""
+    best, own = (
+        {k: x for k, x in flatten_dict(config, sep=".").items() if k.startswith(JUDGED)}
+        for config in (
+            export.describe(run.workdir / "best")["config"],
+            json.loads(run.config.to_json()),
+        )
+    )
+    return best == own
 
 
 def step_of_best(workdir: Path) -> int | None:
@@ -199,7 +220,7 @@ def loop(
                 lowered = run.training.step.lower(state, first)
                 advance = parallel.compiled(lowered)
                 if not kernels.used():  # of which XLA would count nothing
-                    log.flops = parallel.flops(lowered) * learning.pieces(config)
+                    log.flops = learning.flops(run.training, lowered, state, first)
                 if config.profile and planning.steps_of_plan(config) == 1:
                     pairs = jax.jit(run.training.pairs)
                     log.pairing = seconds_of(pairs, state.step, state.held, first)

@@ -151,6 +151,16 @@ def test_a_microbatch_takes_less_memory_and_trains_to_the_same_parameters(smoke)
     assert parted < 0.6 * temporary(config)
 
 
+def test_a_batch_in_pieces_counts_as_many_flops(smoke):
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    of_64 = {"batch_size": 64, "coupling__group_size": 8}
+    whole, cut = (
+        tracing.traced(smoke(microbatch=size, **of_64), mesh, (64, 64))
+        for size in (0, 8)
+    )
+    assert whole[1] == cut[1] > 2 * parallel.flops(cut[0])
+
+
 def test_a_state_that_is_shared_out_trains_to_the_same_parameters(smoke):
     start, one = (run(smoke(), 1, steps)[0] for steps in (0, 3))
     many, *_ = run(smoke(model__sharded=True), 8)

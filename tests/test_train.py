@@ -102,6 +102,25 @@ def test_the_best_step_is_of_this_run(vectors, tmp_path, monkeypatch, interrupt)
     assert train.step_of_best(tmp_path) == 6
 
 
+def test_scores_of_another_sampler_do_not_choose_the_best_step(
+    vectors, tmp_path, monkeypatch, interrupt
+):
+    values = iter([1.0, 3.0, 2.0])
+    monkeypatch.setattr(judge, "selection", lambda *_: lambda *_: next(values))
+    config = vectors(steps=6, sample_every=2, checkpoint__every=2)
+    interrupt(3)
+    assert not train.train(config, tmp_path)
+    assert train.step_of_best(tmp_path) == 2
+    config.sampling.batch_size *= 2  # which changes no sample
+    interrupt(5)
+    assert not train.train(config, tmp_path)
+    assert train.step_of_best(tmp_path) == 2
+    config.sampling.steps += 1
+    interrupt(None)
+    assert train.train(config, tmp_path)
+    assert train.step_of_best(tmp_path) == 6
+
+
 def test_parameters_lie_in_the_best_steps_folder_once(trained):
     sizes = {
         name: sum(

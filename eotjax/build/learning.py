@@ -44,15 +44,16 @@ def needs_moments(config: ConfigDict) -> bool:
 
 
 def pieces(config: ConfigDict) -> int:
-    """That the network takes a batch in. XLA counts the FLOPs of one of them."""
+    """That the network takes a batch in."""
     return config.batch_size // (config.microbatch or config.batch_size)
 
 
 class Training(NamedTuple):
-    """What the loop needs, both jitted over the mesh; and the pairs that it draws."""
+    """What the loop needs, jitted over the mesh; and the pairs that it draws."""
 
     init: Callable[[], step.TrainState]
     step: jax.stages.Wrapped  # (state, data) -> (state, metrics)
+    in_one: jax.stages.Wrapped | None  # the batch in one piece, where `step` cuts it up
     pairs: Pairing
     layout: step.TrainState  # of the state, an array each
 
@@ -116,6 +117,8 @@ def training(
             makes_pairs=config.refit.after > 0,
         )
 
+    uncut = config.copy_and_resolve_references()
+    uncut.microbatch = 0
     pair = planning.pair(config, embed, planning.solver(config), lengths, mesh)
     whole = parallel.replicated(mesh)
     abstract = jax.eval_shape(init)
@@ -131,18 +134,32 @@ def training(
     def gather(params: step.Params) -> step.Params:
         return jax.lax.with_sharding_constraint(params, whole)
 
-    one_step = jax.jit(
-        train_step(config, shape, pair, gather),
-        in_shardings=(layout, whole if lengths else parallel.split(mesh)),
-        out_shardings=(layout, whole),
-        donate_argnums=0,  # the old state's memory serves the new one
-    )
+    def jitted(config: ConfigDict) -> Any:
+        return jax.jit(
+            train_step(config, shape, pair, gather),
+            in_shardings=(layout, whole if lengths else parallel.split(mesh)),
+            out_shardings=(layout, whole),
+            donate_argnums=0,  # the old state's memory serves the new one
+        )
+
     # Run once, and of many random numbers: the same to the last bit, in a third of the
     # time, where a CPU's compiler does not do its best.
     cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 1} if cpu else None
     first = jax.jit(init, out_shardings=layout, compiler_options=options)
-    return Training(first, one_step, pair, layout)
+    in_one = jitted(uncut) if pieces(config) > 1 else None
+    return Training(first, jitted(config), in_one, pair, layout)
+
+
+def flops(
+    training: Training,
+    lowered: jax.stages.Lowered,
+    state: step.TrainState,
+    data: step.Data,
+) -> float:
+    """Of a step, lowered, over all devices: of several pieces XLA counts but one."""
+    whole = training.in_one.lower(state, data) if training.in_one else lowered
+    return parallel.flops(whole)
 
 
 def rounds(config: ConfigDict, step: int) -> int:

@@ -36,10 +36,9 @@ def _context() -> Any:
     """How arrays are written."""
     from orbax.checkpoint import v1 as ocp
 
-    saving = ocp.options.ArrayOptions.Saving(
-        min_slice_bytes_for_replica_parallel=WORTH_SHARING
-    )
-    return ocp.Context(array_options=ocp.options.ArrayOptions(saving=saving))
+    context = ocp.Context()
+    context.array.saving.min_slice_bytes_for_replica_parallel = WORTH_SHARING
+    return context
 
 
 class Checkpoints:
