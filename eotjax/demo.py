@@ -4,9 +4,11 @@ python -m eotjax.demo --export=FOLDER
 """
 
 import argparse
+import os
 import random
 import re
 import socket
+import tempfile
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -328,6 +330,8 @@ def serve(
             quiet=True,
         )
     except (OSError, OverflowError) as error:
+        if getattr(error, "filename", None):  # of a file, not of the address
+            raise
         raise UserError(
             f"cannot serve at {host}, port {port or 'any'}: it is taken, or not this "
             "machine's; give another --port or --host."
@@ -346,6 +350,14 @@ def run() -> int:
     arguments = parser.parse_args()
     if arguments.max_upload_mb <= 0:
         parser.error("--max_upload_mb must be positive")
+    with tempfile.TemporaryDirectory(prefix="eotjax-") as kept:
+        # Else what is dropped lies in a folder that is the same for all users.
+        os.environ.setdefault("GRADIO_TEMP_DIR", kept)
+        return _served(arguments)
+
+
+def _served(arguments: argparse.Namespace) -> int:
+    """Serves until Ctrl-C; run's status."""
     _gradio()  # before the model is loaded
     translator = export.load_named(arguments)
     blocks = page(arguments.export, translator)

@@ -58,14 +58,16 @@ def run() -> int:
         )
     with remote.mirrored(arguments.output or arguments.export) as output:
         output.mkdir(parents=True, exist_ok=True)
+        own = output.samefile(remote.local(arguments.export))
         evaluate.report(
             translator,
             splits,
             output,
             directions=(arguments.direction,) if arguments.direction else None,
             weights=weights,
+            earlier=card.measured(output) if own and arguments.direction else None,
         )
-        if output.samefile(remote.local(arguments.export)):
+        if own:
             card.write(output)
     return 0
 

@@ -11,7 +11,13 @@ source "$root/launch/launcher.bash"
 count=$1
 shift
 
-gpus=$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)
+visible=()
+if [[ ${CUDA_VISIBLE_DEVICES+set} ]]; then # the user's choice of them
+  IFS=, read -ra visible <<<"$CUDA_VISIBLE_DEVICES"
+else
+  while read -r; do visible+=("${#visible[@]}"); done < <(nvidia-smi --list-gpus 2>/dev/null || true)
+fi
+gpus=${#visible[@]}
 if ((gpus > 0 && gpus < count)); then
   fail "there are $gpus GPUs for $count processes; start at most $gpus."
 fi
@@ -23,7 +29,7 @@ trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
 for ((id = 0; id < count; id++)); do
   settings=(JAX_COORDINATOR_ADDRESS="127.0.0.1:$port" JAX_NUM_PROCESSES="$count" JAX_PROCESS_ID="$id")
   if ((gpus > 0)); then
-    settings+=(CUDA_VISIBLE_DEVICES="$id")
+    settings+=(CUDA_VISIBLE_DEVICES="${visible[id]}")
   else
     settings+=(JAX_PLATFORMS=cpu)
   fi

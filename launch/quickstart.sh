@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to translated images: installs, trains on digits, evaluates, exports and
-# translates a folder. Minutes on two cores; again, it only repeats the last two.
+# translates a folder. Minutes on two cores; again, it trains no more.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,7 +11,8 @@ run=workdir/digits
 
 "$python" -m eotjax.main --config=configs/digits.py --workdir="$run"
 "$python" launch/digits_folder.py "$run/twos"
-"$python" -m eotjax.translate --export="$run/export" --input="$run/twos" --output="$run/threes"
+"$python" -m eotjax.translate --export="$run/export" --input="$run/twos" --output="$run/threes" \
+  --overwrite
 
 cat <<END
 

@@ -50,9 +50,12 @@ everywhere() { # a shell command, on all workers at once
 
 setup() {
   [[ ${REPOSITORY-} ]] || fail "set REPOSITORY to what the workers shall clone."
-  local steps
-  printf -v steps 'set -e; [ -d eotjax ] || git clone --quiet %q eotjax; eotjax/launch/install.sh tpu' \
-    "$REPOSITORY"
+  local steps enough='import ensurepip, sys; sys.exit(sys.version_info < (3, 11))'
+  # Ubuntu 22.04 has Python 3.10, and 3.11 among its packages.
+  printf -v steps '%s -c %q 2>/dev/null || %s' python3 "$enough" \
+    'command -v python3.11 >/dev/null || { sudo apt-get update -qq; sudo apt-get install -y -qq python3.11-venv; }'
+  printf -v steps 'set -e; %s; [ -d eotjax ] || git clone --quiet %q eotjax; eotjax/launch/install.sh tpu' \
+    "$steps" "$REPOSITORY"
   if [[ ${BUCKET-} ]]; then
     printf -v steps '%s; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs --rename-dir-limit=200000 %q bucket' \
       "$steps" "$BUCKET"

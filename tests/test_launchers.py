@@ -83,6 +83,9 @@ def test_processes_of_one_machine_find_each_other(stand_in):
     stand_in("nvidia-smi", "echo GPU 0; echo GPU 1")
     first, second = said(script, "--dry-run", 2, *ARGUMENTS)
     assert "CUDA_VISIBLE_DEVICES=0" in first and "CUDA_VISIBLE_DEVICES=1" in second
+    chosen = {"CUDA_VISIBLE_DEVICES": "5,GPU-2f"}
+    first, second = said(script, "--dry-run", 2, *ARGUMENTS, **chosen)
+    assert "CUDA_VISIBLE_DEVICES=5" in first and "CUDA_VISIBLE_DEVICES=GPU-2f" in second
     done = subprocess.run([script, "3", *ARGUMENTS], capture_output=True, text=True)
     assert done.returncode == 2 and "there are 2 GPUs for 3 processes" in done.stderr
     done = subprocess.run([script, *ARGUMENTS], capture_output=True, text=True)
@@ -119,6 +122,7 @@ def test_a_slurm_job_queues_again_where_it_was_stopped_only(stand_in, tmp_path):
     script = ROOT / "launch" / "slurm.sbatch"
     (line,) = said("bash", script, *ARGUMENTS, DRY_RUN="1")
     assert line.startswith("srun ") and "eotjax.main --distributed --config=" in line
+    assert "--cpus-per-task=8" in line
     calls = stand_in("scontrol", "")
     for status, asked in ((1, False), (143, True), (0, False)):
         calls.write_text("")
@@ -144,6 +148,7 @@ def test_a_tpu_that_is_taken_away_is_made_again(stand_in, tmp_path, lost, before
     assert "create tpu --zone=us-central2-b --accelerator-type=v4-8" in create
     assert "git\\ clone" in setup and "--worker=all" in setup
     assert "eotjax.main" in train and "--distributed" in train
+    assert setup.index("python3.11-venv") < setup.index("git\\ clone")
 
     state, seen, full = (tmp_path / name for name in ("state", "seen", "full"))
     calls = stand_in(

@@ -303,6 +303,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, help="of the solver")
     parser.add_argument(
+        "--batch_size", type=int, help="images at once: fewer need less memory"
+    )
+    parser.add_argument(
         "--guidance",
         type=float,
         help="weight of the source, where trained without it; of the direction, where "
@@ -323,7 +326,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_named(arguments: argparse.Namespace) -> Translator:
     """Loads the artefact that the command line names, with its sampling options."""
-    names = ("solver", "steps", "guidance", "temperature", "restart", "path")
-    given = {name: getattr(arguments, name) for name in names}
+    names = ("solver", "steps", "batch_size", "guidance", "temperature", "restart")
+    given = {name: getattr(arguments, name) for name in (*names, "path")}
     chosen = {name: value for name, value in given.items() if value is not None}
     return load(arguments.export, **chosen)

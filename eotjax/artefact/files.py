@@ -19,8 +19,9 @@ def search(source: str | Path, *, apart_from: str | Path) -> tuple[Path, list[Pa
 
     Args:
       source: an image; a folder, for all images below it; or a glob, where ** is any
-        folders. Hidden files and folders are passed over. Names are relative to the
-        image's folder, the folder, or the part of the glob before its first wildcard.
+        folders. Hidden files and folders and contact sheets are passed over. Names are
+        relative to the image's folder, the folder, or the part of the glob before its
+        first wildcard.
       apart_from: a folder whose images do not count where it lies below `source`.
 
     Raises:
@@ -49,7 +50,9 @@ def search(source: str | Path, *, apart_from: str | Path) -> tuple[Path, list[Pa
     names = {
         path.relative_to(base)
         for path in paths
-        if path.suffix.lower() in ALL_SUFFIXES and (path.is_file() or path.is_symlink())
+        if path.suffix.lower() in ALL_SUFFIXES
+        and path.name != images.CONTACT_SHEET
+        and (path.is_file() or path.is_symlink())
     }
     if not base.resolve().is_relative_to(apart_from):
         names = {

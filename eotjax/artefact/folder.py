@@ -173,7 +173,7 @@ def translate_jobs(
         finish(0)
         sheet = _contact_sheet(jobs, task)
     if sheet is not None:
-        path = Path(output).expanduser() / "contact_sheet.png"
+        path = Path(output).expanduser() / images.CONTACT_SHEET
         while path in targets:
             path = path.with_name(f"_{path.name}")
         images.write(path, sheet)

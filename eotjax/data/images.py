@@ -22,11 +22,14 @@ ALL_SUFFIXES = (*SUFFIXES, ".bmp", ".gif", ".tif", ".tiff")
 # Of these. Pillow goes by a file's content, and would hand PostScript to a program.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MOST_PIXELS = 100_000_000  # that are decoded; a small file may hold many more
+CONTACT_SHEET = "contact_sheet.png"  # beside translations; no image of its own
 SAVING = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 
 
 def find(folder: str | Path) -> list[Path]:
-    """The image files directly in a folder, sorted by name, but for hidden ones.
+    """The image files directly in a folder, sorted by name.
+
+    But for hidden ones, and for the contact sheet of a folder of translations.
 
     Raises:
       UserError: the folder is missing, or holds no image.
@@ -35,9 +38,12 @@ def find(folder: str | Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; give the path of one.")
     named = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    found = [p for p in named if not p.name.startswith(".")]
-    if len(found) < len(named):
-        print(f"hidden files passed over in {folder}: {len(named) - len(found)}")
+    seen = [p for p in named if not p.name.startswith(".")]
+    if len(seen) < len(named):
+        print(f"hidden files passed over in {folder}: {len(named) - len(seen)}")
+    found = [p for p in seen if p.name != CONTACT_SHEET]
+    if len(found) < len(seen):
+        print(f"{CONTACT_SHEET} passed over in {folder}: it shows other images")
     if not found:
         raise UserError(
             f"the folder {folder} holds no image; put files of {' '.join(SUFFIXES)} "
@@ -103,7 +109,8 @@ def to_pixels(
 ) -> Pixels:
     """Any Pillow image as uint8 of exactly (height, width, channels).
 
-    EXIF orientation is applied, transparency is laid on white, 16 bits become 8.
+    EXIF orientation is applied, transparency is laid on white; integers of more than 8
+    bits are taken to be of 16, floats to be in [0, 1].
 
     Args:
       image: of any mode and size.
@@ -111,13 +118,18 @@ def to_pixels(
       channels: 1 for grey, 3 for RGB.
       fit: "crop" scales the short side and cuts the centre out, "stretch" ignores
         the proportions, "pad" shrinks what is too large and centres it on black.
+
+    Raises:
+      ValueError: a value is over 65535, or a float over 1.
     """
     image = ImageOps.exif_transpose(image)
     height, width = size or (image.height, image.width)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits and more
         values = np.asarray(image, np.float32)
         values = np.nan_to_num(values, posinf=0, neginf=0)
-        top = 65535.0 if image.mode != "F" else max(float(values.max()), 1.0)
+        top = 1.0 if image.mode == "F" else 65535.0
+        if values.max() > top:
+            raise ValueError(f"its values reach {values.max():.6g}, over {top:g}")
         image = Image.fromarray(((values / top).clip(0, 1) * 255).astype(np.uint8))
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")

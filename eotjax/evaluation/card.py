@@ -89,7 +89,14 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         "",
     ]
     for direction, result in evaluation.items():
-        lines += [f"{direction.capitalize()}, on the test sets:", ""]
+        settings = result.get("settings", {})
+        way = settings.get("sampling", sampling)
+        tested = settings.get("data", name)
+        lines += [
+            f"{direction.capitalize()}, on the test sets of `{tested}`, by "
+            f"{way['steps']} steps of `{way['solver']}`:",
+            "",
+        ]
         lines += [measures.table(result["rows"]), ""]
     if not evaluation:
         lines += ["None yet: `python -m eotjax.evaluate --export=FOLDER`.", ""]
@@ -118,9 +125,14 @@ def text(description: Mapping, evaluation: Mapping) -> str:
     return "\n".join(lines) + "\n"
 
 
+def measured(folder: Path) -> dict[str, dict]:
+    """What an artefact's evaluation.json says of each direction; nothing without."""
+    found = folder / "evaluation.json"
+    return json.loads(found.read_text()) if found.exists() else {}
+
+
 def write(folder: str | Path) -> None:
     """Writes README.md into an artefact, from its config.json and evaluation.json."""
     folder = Path(folder)
-    found = folder / "evaluation.json"
-    evaluation = json.loads(found.read_text()) if found.exists() else {}
-    atomic.write_text(folder / "README.md", text(export.describe(folder), evaluation))
+    card = text(export.describe(folder), measured(folder))
+    atomic.write_text(folder / "README.md", card)

@@ -1,6 +1,7 @@
 """Measures an artefact's translations of a test split, in numbers and pictures."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from eotjax import errors, parallel
 from eotjax.artefact.translator import Translator
 from eotjax.data import domains, images
 from eotjax.data.domains import DataSet
-from eotjax.evaluation import known_plan_report, measures
+from eotjax.evaluation import card, known_plan_report, measures
 from eotjax.evaluation.judge import Judge, Weights, turned
 
 RANKED = 5  # translations in each part of the picture of best, median and worst
@@ -49,6 +50,7 @@ def evaluate(
         "test_source": len(judge.source),
         "test_target": len(judge.target),
         "pca_components": judge.components,
+        "data": card.data_name(translator.config.to_dict()),
         "sampling": translator.config.sampling.to_dict(),
     }
     return Evaluation(
@@ -103,6 +105,7 @@ def report(
     *,
     directions: tuple[str, ...] | None = None,
     weights: Weights | None = None,
+    earlier: Mapping[str, dict] | None = None,
 ) -> dict[str, np.ndarray]:
     """Prints the tables; writes evaluation.json and pictures into `folder`.
 
@@ -113,6 +116,7 @@ def report(
         training targets) and ranked.png; those backward end in _backward.
       directions: all that were trained where None.
       weights: of the networks that measure; None for none.
+      earlier: results of other directions, which evaluation.json keeps.
 
     Returns:
       The translated test sources of each direction; none of known plans.
@@ -155,6 +159,6 @@ def report(
                 print(f"wrote {path}")
     if parallel.is_leader():
         path = folder / "evaluation.json"
-        path.write_text(json.dumps(results, indent=2) + "\n")
+        path.write_text(json.dumps({**(earlier or {}), **results}, indent=2) + "\n")
         print(f"wrote {path}")
     return translations

@@ -492,9 +492,18 @@ def test_the_contact_sheet_shows_whole_images_small(negative, tmp_path):
     assert (wide[:61] == 255).all() and (wide[67:] == 255).all()
 
 
+def test_the_contact_sheet_is_no_image_of_its_folder(negative, tmp_path, capsys):
+    write(tmp_path / "in" / "a.png", random(16, 16))
+    translate_files(negative, tmp_path / "in", tmp_path / "out")
+    there = translate_files(negative, tmp_path / "out", tmp_path / "back")
+    assert [path.name for path in there.written] == ["a.png"]
+    assert [path.name for path in images.find(tmp_path / "out")] == ["a.png"]
+    assert "it shows other images" in capsys.readouterr().out
+
+
 def test_a_translation_is_not_written_over_by_the_contact_sheet(negative, tmp_path):
     image = write(tmp_path / "in" / "contact_sheet.png", random(16, 16))
-    translate_files(negative, tmp_path / "in", tmp_path / "out")
+    translate_files(negative, tmp_path / "in" / "contact_sheet.png", tmp_path / "out")
     found = pixels(tmp_path / "out" / "contact_sheet.png")
     np.testing.assert_array_equal(found, 255 - image)
     assert pixels(tmp_path / "out" / "_contact_sheet.png").shape == (134, 68, 3)

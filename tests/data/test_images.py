@@ -241,6 +241,17 @@ def test_what_is_no_number_is_black(tmp_path):
     np.testing.assert_array_equal(seen[0, :, 0], [127, 0, 0, 0, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(np.float32(120), "reach 120, over 1"), (np.int32(65536), "65536, over 65535")],
+)
+def test_values_of_no_known_range_are_refused(tmp_path, value, said):
+    """Each image by its own largest, they would be of different brightness."""
+    Image.fromarray(np.full((4, 4), value)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match=said):
+        decoded(tmp_path / "a.tif", channels=1, size=None)
+
+
 BROKEN = [
     "truncated.jpg",
     "truncated.png",

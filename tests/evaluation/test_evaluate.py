@@ -287,6 +287,12 @@ def test_the_command_evaluates_with_another_solver_into_another_folder(
     assert (tmp_path / "out" / "translations.png").exists()
     assert eotjax.load(artefact).config.sampling.steps == 2
 
+    monkeypatch.setattr("sys.argv", ["evaluate", f"--export={artefact}", *options])
+    assert command.run() == 0
+    card = (artefact / "README.md").read_text()
+    assert "on the test sets of `digits`, by 1 steps of `ddim`:" in card
+    assert "- **Sampling**: 2 steps of `ancestral`" in card  # what it was made for
+
 
 def test_test_images_that_may_have_been_trained_on_are_told_of(
     vectors, tmp_path, monkeypatch, capsys
@@ -306,7 +312,7 @@ def test_test_images_that_may_have_been_trained_on_are_told_of(
 
 
 def test_both_directions_are_exported_and_judged_each_by_its_own_targets(
-    smoke, tmp_path
+    smoke, tmp_path, monkeypatch
 ):
     assert train.train(smoke(estimator__direction="both"), tmp_path)
     folder = tmp_path / "export"
@@ -325,6 +331,12 @@ def test_both_directions_are_exported_and_judged_each_by_its_own_targets(
     for way in ("forward", "backward"):
         assert len(list((folder / "examples" / way).glob("*.png"))) == 8
     assert "and back" in (folder / "README.md").read_text()
+    options = [f"--export={folder}", "--direction=backward", "--steps=1"]
+    monkeypatch.setattr("sys.argv", ["evaluate", *options])
+    assert command.run() == 0
+    again = json.loads((folder / "evaluation.json").read_text())
+    assert again["forward"] == found["forward"]
+    assert again["backward"]["settings"]["sampling"]["steps"] == 1
 
 
 def test_weights_add_the_measures_that_need_them(trained, digits, monkeypatch):
@@ -358,7 +370,7 @@ def test_the_command_changes_what_it_is_given_and_nothing_else(
 ):
     given = []
 
-    def report(translator, splits, folder, *, directions, weights):
+    def report(translator, splits, folder, *, directions, weights, earlier):
         given.append(weights)
 
     def asked(*options):
