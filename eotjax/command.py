@@ -11,7 +11,7 @@ import jax
 from absl import logging
 
 from eotjax.caches import keep_programs
-from eotjax.errors import UserError, reason
+from eotjax.errors import UserError, out_of_memory, reason
 
 # Options of glibc's mallopt, from malloc.h, and their values here.
 KEEP = {"ARENA_MAX": (-8, 1), "MMAP_MAX": (-4, 0), "TRIM_THRESHOLD": (-1, 2**31 - 1)}
@@ -61,7 +61,7 @@ def exit_after(
             "run the same command again."
         )
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not out_of_memory(error):
             raise
         status = _told(
             f"the device's memory is full ({reason(error)}). Give a translation a "

@@ -24,6 +24,11 @@ def reason(error: Exception) -> str:
     return textwrap.shorten(lines[0], 200)
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether a device's memory was full, for which JAX has no kind of error."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def require(condition: bool, sentence: str) -> None:
     """Raises UserError(sentence) where the condition does not hold."""
     if not condition:

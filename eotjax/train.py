@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import shutil
 import types
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from eotjax import errors, parallel, prepare, remote
@@ -161,14 +159,9 @@ def viewer_of(run: Run, writer: logging.Writer) -> Viewer:
 
 def _judged_alike(run: Run) -> bool:
     """Whether RUN/best was sampled and judged as this run does it."""
-    best, own = (
-        {k: x for k, x in flatten_dict(config, sep=".").items() if k.startswith(JUDGED)}
-        for config in (
-            export.describe(run.workdir / "best")["config"],
-            json.loads(run.config.to_json()),
-        )
-    )
-    return best == own
+    best = export.describe(run.workdir / "best")["config"]
+    changed = run_folder.changes(best, run.config)
+    return not any(key.startswith(JUDGED) for key in changed)
 
 
 def step_of_best(workdir: Path) -> int | None:

@@ -18,7 +18,7 @@ from eotjax.artefact.files import Job
 from eotjax.artefact.translator import Translator
 from eotjax.data import images
 from eotjax.data.images import AnySize, Pixels
-from eotjax.errors import UserError, attempt, choose
+from eotjax.errors import UserError, attempt, choose, out_of_memory
 from eotjax.progress import Progress
 
 FITS = ("crop", "pad", "stretch", "full")
@@ -229,7 +229,7 @@ def _translated(
             try:
                 samples = task.draw(batch[np.arange(count) % len(part)])
             except jax.errors.JaxRuntimeError as error:
-                if not task.full or "RESOURCE_EXHAUSTED" not in str(error):
+                if not task.full or not out_of_memory(error):
                     raise
                 for job, (height, width, _), _ in part:
                     sentence = (

@@ -117,8 +117,6 @@ def training(
             makes_pairs=config.refit.after > 0,
         )
 
-    uncut = config.copy_and_resolve_references()
-    uncut.microbatch = 0
     pair = planning.pair(config, embed, planning.solver(config), lengths, mesh)
     whole = parallel.replicated(mesh)
     abstract = jax.eval_shape(init)
@@ -147,7 +145,11 @@ def training(
     cpu = jax.default_backend() == "cpu"
     options = {"xla_backend_optimization_level": 1} if cpu else None
     first = jax.jit(init, out_shardings=layout, compiler_options=options)
-    in_one = jitted(uncut) if pieces(config) > 1 else None
+    in_one = None
+    if pieces(config) > 1:
+        uncut = config.copy_and_resolve_references()
+        uncut.microbatch = 0
+        in_one = jitted(uncut)
     return Training(first, jitted(config), in_one, pair, layout)
 
 

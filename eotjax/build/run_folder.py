@@ -4,9 +4,9 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
@@ -74,6 +74,18 @@ def alone(folder: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def changes(earlier: Mapping, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """{key: (was, is)} where a config differs from an earlier one, read from JSON."""
+    was, now = (
+        flatten_dict(x, sep=".") for x in (earlier, json.loads(config.to_json()))
+    )
+    return {
+        key: (was.get(key), now.get(key))
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    }
+
+
 def check(folder: Path, config: ConfigDict) -> None:
     """Refuses a folder that another config has claimed.
 
@@ -95,12 +107,10 @@ def check(folder: Path, config: ConfigDict) -> None:
         raise UserError(
             f"{path} is damaged ({error}); choose a new --workdir."
         ) from error
-    now = json.loads(config.to_json())
-    was, now = (flatten_dict(x, sep=".") for x in (found, now))
     differing = [
-        f"{key} was {was.get(key)!r} and is {now.get(key)!r}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not key.startswith(free)
+        f"{key} was {was!r} and is {now!r}"
+        for key, (was, now) in changes(found, config).items()
+        if not key.startswith(free)
     ]
     if differing:
         raise UserError(

@@ -247,12 +247,21 @@ def describe(
     )
 
 
+def in_turn(n: int, draws: int) -> tuple[Int[Array, "k"], Int[Array, "k"]]:
+    """Each of n sources `draws` times, once in every n; and the number of that round.
+
+    In turn at odd and even places, where n is even: of pairs that are learnt in both
+    directions every second one is turned round.
+    """
+    row = jnp.arange(n * draws)
+    return (row + row // n) % n, row // n
+
+
 def entropic(solver: Solver, draws: int = 1) -> Couple:
     """Pairs drawn from one entropic plan a group: target j from row i of the plan.
 
-    n * draws pairs a group. Balanced, every source is used `draws` times, once in every
-    n pairs, so the source marginal is kept exactly; in turn at odd and even places, as
-    of pairs that are learnt in both directions every second one is turned round.
+    n * draws pairs a group. Balanced, the sources come `in_turn`, so their marginal is
+    kept exactly.
     """
 
     def one_group(key, source, target):
@@ -261,11 +270,11 @@ def entropic(solver: Solver, draws: int = 1) -> Couple:
         found = solve(cost, solver)
         rows = describe_rows(cost, found.g, solver.epsilon)
         log_mass, stats = describe(found, rows, solver)
-        count = draws * len(source)
-        row = jnp.arange(count)  # all in turn, where their mass is kept
-        i = (row + row // len(source)) % len(source)
-        if not solver.balanced:
-            i = jax.random.categorical(key_row, log_mass, shape=(count,))
+        if solver.balanced:
+            i, _ = in_turn(len(source), draws)
+        else:
+            shape = (draws * len(source),)
+            i = jax.random.categorical(key_row, log_mass, shape=shape)
         logits = row_logits(cost, found.g, solver.epsilon)
         return Pairs(i, draw_columns(key_column, logits[i])), stats
 
@@ -298,9 +307,7 @@ def independent(draws: int = 1) -> Couple:
     def one_group(source, target):
         cost = half_squared_distance(source, target)
         n = len(source)
-        row = jnp.arange(n * draws)
-        shift = row // n
-        i = (row + shift) % n  # as of an entropic plan
+        i, shift = in_turn(n, draws)
         stats = independent_stats(jnp.mean(cost, axis=1), jnp.var(cost, axis=1))
         return Pairs(i, (i + shift) % n), stats
 

@@ -83,16 +83,20 @@ def sets():
     }
 
 
-def test_own_pairs_tend_to_the_schroedinger_bridge(sets):
-    """From independent pairs, by the exact bridge between the last pairs."""
-    make = refit.maker(
-        sampler_of(100),
+def maker_of(sampler, *, copies, at_once):
+    return refit.maker(
+        sampler,
         views=views,
-        copies=1,
-        at_once=4_000,
+        copies=copies,
+        at_once=at_once,
         seed=0,
         mesh=parallel.make_mesh(),
     )
+
+
+def test_own_pairs_tend_to_the_schroedinger_bridge(sets):
+    """From independent pairs, by the exact bridge between the last pairs."""
+    make = maker_of(sampler_of(100), copies=1, at_once=4_000)
     wanted = cross_moment_of_bridge(*SCALES, EPSILON)
     xx, yy = (float(jnp.mean(sets[side] ** 2)) for side in refit.SIDES)
     xy, errors = 0.0, []
@@ -115,14 +119,7 @@ def test_own_pairs_tend_to_the_schroedinger_bridge(sets):
 
 def test_views_that_show_the_same_have_ends_of_their_own(sets):
     few = {side: values[:8] for side, values in sets.items()}
-    make = refit.maker(
-        sampler_of(5),
-        views=views,
-        copies=3,
-        at_once=8,
-        seed=0,
-        mesh=parallel.make_mesh(),
-    )
+    make = maker_of(sampler_of(5), copies=3, at_once=8)
     ends = [make((1.0, 0.36, 0.2), few, number) for number in (1, 2)]
     for side in refit.SIDES:
         of_side = np.concatenate([np.asarray(end[refit.made(side)]) for end in ends])
@@ -137,14 +134,11 @@ def test_made_pairs_are_real_on_the_side_to_be_learnt(monkeypatch):
         "source": jnp.arange(count, dtype=jnp.float32)[:, None],
         "target": 100 + jnp.arange(count, dtype=jnp.float32)[:, None],
     }
-    mesh = parallel.make_mesh()
 
     def shifted(params, keys, source, direction):
         return source + jnp.where(direction == 0, 500.0, 700.0)[:, None]
 
-    made = refit.maker(
-        shifted, views=views, copies=1, at_once=16, seed=0, mesh=mesh
-    )((), data, 2)  # fmt: skip
+    made = maker_of(shifted, copies=1, at_once=16)((), data, 2)
 
     def plan_draw(step, held, data):
         return Drawn(jnp.full((size, 1), -1.0), jnp.full((size, 1), -2.0), (), held)
