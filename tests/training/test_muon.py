@@ -29,7 +29,17 @@ def test_the_iteration_is_the_published_one(shape, decades):
     wanted = published.orthogonalize_via_newton_schulz(
         x, jnp.asarray(muon.COEFFICIENTS), muon.STEPS
     )
-    np.testing.assert_allclose(muon.orthogonalised(x), wanted, atol=1e-3)
+    (made,) = muon.orthogonalised([x])
+    np.testing.assert_allclose(made, wanted, atol=1e-3)
+
+
+def test_matrices_taken_at_once_keep_to_themselves():
+    rng = np.random.default_rng(0)
+    shapes = (90, 20), (32, 32), (20, 50), (7, 1), (20, 20), (64, 32)
+    matrices = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+    for x, made in zip(matrices, muon.orthogonalised(matrices), strict=True):
+        (alone,) = muon.orthogonalised([x])
+        np.testing.assert_allclose(made, alone, atol=1e-6)
 
 
 def test_updates_of_a_network_are_those_of_optax():
