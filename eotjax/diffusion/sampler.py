@@ -115,7 +115,10 @@ def ancestral(schedule: Schedule) -> Step:
 
 
 def ddim(schedule: Schedule) -> Step:
-    """The deterministic step of Song, Meng & Ermon 2021, equation 12 with sigma 0."""
+    """The deterministic step of Song, Meng & Ermon 2021, equation 12 with sigma 0.
+
+    Of sigma(0), where a schedule has that, as much noise stays in the end.
+    """
 
     def step(denoise, keys, y_t, past, t, s):
         y = denoise(y_t, t)

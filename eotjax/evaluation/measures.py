@@ -129,7 +129,8 @@ def table(rows: dict[str, Row]) -> str:
     names = list(next(iter(rows.values())))
     lines = [["", *names]]
     lines += [
-        [key, *(f"{row[name]:.4g}" for name in names)] for key, row in rows.items()
+        [key, *(f"{row[name]:.4g}" if name in row else "" for name in names)]
+        for key, row in rows.items()
     ]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = [

@@ -191,7 +191,8 @@ def make_optimizer(
     Args:
       learning_rate: the peak.
       warmup_steps: from 0 to the peak.
-      total_steps: after which the rate is learning_rate * final_fraction.
+      total_steps: after which the rate is learning_rate * final_fraction; steps that
+        are skipped, since they are not finite, do not count.
       final_fraction: 1 keeps the rate constant after the warm-up.
       clip_norm: largest global norm of a gradient.
       weight_decay: decoupled.

@@ -127,8 +127,9 @@ def test_samples_of_one_source_part_to_two_clusters_as_the_plan_says(solver, ste
     assert scipy.stats.kstest(np.asarray(end)[:, 0], cdf).statistic < 2.5 / np.sqrt(N)
 
 
+@pytest.mark.parametrize("restart", [0.0, 0.4])
 @pytest.mark.parametrize("name", ORDERS)
-def test_coloured_noise_makes_the_bridge_of_coloured_images(name, monkeypatch):
+def test_coloured_noise_makes_the_bridge_of_coloured_images(name, restart, monkeypatch):
     """Of K x and K y it is K times the bridge of x and y, whatever is learnt."""
     keys = jax.random.split(jax.random.key(0), 3)
     unit = jnp.eye(24).reshape(24, 3, 4, 2)
@@ -152,11 +153,11 @@ def test_coloured_noise_makes_the_bridge_of_coloured_images(name, monkeypatch):
         return through(kernel, to_y(through(np.linalg.inv(kernel), x_t), t))
 
     source = jax.random.normal(jax.random.key(1), (3, 3, 4, 2))
-    bridge = Bridge(EPSILON, spectrum=SPECTRUM)
+    bridge = Bridge(EPSILON, spectrum=SPECTRUM, restart=restart)
     found = end(bridge, to_coloured_y, through(kernel, source))
     # What coloured noise is drawn by are its waves: white noise that has the same.
     monkeypatch.setattr(sampler, "normal", lambda *x: through(waves, draw(*x)))
-    expected = through(kernel, end(Bridge(EPSILON), to_y, source))
+    expected = through(kernel, end(Bridge(EPSILON, restart=restart), to_y, source))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -361,3 +362,49 @@ def test_times_go_all_the_way_and_grow_denser():
     way = np.diff(denser_to_the_end(7))
     assert len(way) == 7 and way.sum() == 1
     assert np.all(np.diff(way) < 0) and np.all(way > 0)
+
+
+def variance_at_the_end(cross, name, *, epsilon, steps, restart=0.0):
+    """Of samples from N(0, 1), pairs of variance 1 being learnt exactly."""
+
+    def to_y(x_t, t):
+        of_x_t = (1 - t) ** 2 + 2 * t * (1 - t) * cross + t**2 + epsilon * t * (1 - t)
+        return ((1 - t) * cross + t) / of_x_t * x_t
+
+    bridge = Bridge(epsilon, restart=restart)
+    keys = jax.random.split(jax.random.key(0), N)
+    source = jax.random.normal(jax.random.key(1), (N, 1))
+    solver = bridge.solvers[name]
+    end = jax.jit(bridge.sample, static_argnums=(0, 5))(
+        exact(bridge, to_y),
+        keys,
+        source,
+        forward(keys),
+        solver.times(steps),
+        solver.step,
+    )
+    return float(jnp.var(end))
+
+
+@pytest.mark.parametrize("cross", [0.11, 0.618])  # far from the Schroedinger bridge's
+@pytest.mark.parametrize("name", ["ancestral", "heun", "dpmpp_2m_sde"])
+def test_random_solvers_keep_the_targets_variance_between_any_pairs(name, cross):
+    found = variance_at_the_end(cross, name, epsilon=1.0, steps=100)
+    assert found == pytest.approx(1, abs=0.05)
+
+
+def test_deterministic_solvers_keep_it_between_the_schroedinger_bridges_pairs_only():
+    own = (np.sqrt(5) - 1) / 2  # of epsilon 1: the entropic plan's covariance
+    for name in ("ddim", "dpmpp_2m"):
+        found = variance_at_the_end(own, name, epsilon=1.0, steps=100)
+        assert found == pytest.approx(1, abs=0.05)
+        assert variance_at_the_end(0.11, name, epsilon=1.0, steps=100) < 0.8
+
+
+@pytest.mark.parametrize("restart", [0.5, 0.508, 0.638])
+def test_a_restart_just_before_a_step_is_no_worse_than_another(restart):
+    own = (np.sqrt(5) - 1) / 2
+    found = variance_at_the_end(
+        own, "dpmpp_2m_sde", epsilon=1.0, steps=10, restart=restart
+    )
+    assert found < 1.15

@@ -83,6 +83,8 @@ def test_a_run_is_judged_beside_what_bounds_it(monkeypatch, tmp_path, estimator)
     assert 0 < rows["exact"] < 5 < rows["independent"]
     assert rows["exact"] < rows["rows"] < rows["independent"]
     assert rows["eotjax"] > rows["exact"]
+    for name in ("exact", "independent"):  # both are of the targets' law
+        assert 0 <= report["forward"]["rows"][name]["bw2_uvp"] < 0.5
     translator = eotjax.load(tmp_path / "export")
     splits = dataset.load(translator.config)
     with pytest.raises(UserError, match="judged forward only"):
