@@ -8,7 +8,6 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -60,6 +59,13 @@ def parse(argv: list[str]) -> list[str]:
     except (flags.Error, OSError, ValueError, TypeError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         sys.exit(f"eotjax: {lines[-1].removeprefix('ValueError: ')}")
+    except Exception as error:  # a config is a program: anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        file, line = place.filename, place.lineno
+        if isinstance(error, SyntaxError):
+            file, line = error.filename or file, error.lineno
+        said = f"{type(error).__name__}: {error}"
+        sys.exit(f"eotjax: {file}, line {line}: {said}")
     if rest[1:]:
         sys.exit(f"eotjax: {rest[1]!r} is no option; write --name=value.")
     return rest
@@ -68,9 +74,12 @@ def parse(argv: list[str]) -> list[str]:
 def run() -> int:
     """Trains to the end, or until a signal asks to stop."""
     from eotjax import train  # seconds, which a mistyped key need not wait for
+    from eotjax.training import interruption
 
     if DISTRIBUTED.value:
         parallel.start_processes()
+        interruption.set_notice_aside()
+    parallel.check_devices()
     with contextlib.ExitStack() as quiet:
         if not parallel.is_leader():  # all processes would print the same
             nowhere = quiet.enter_context(open(os.devnull, "w"))
@@ -82,7 +91,7 @@ def run() -> int:
 
 def end(status: int) -> NoReturn:
     """Ends this process; one that failed does not wait for the others, as JAX would."""
-    if status not in (0, SIGTERM_STATUS) and jax.process_count() > 1:
+    if status not in (0, SIGTERM_STATUS) and DISTRIBUTED.value:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

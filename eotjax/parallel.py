@@ -67,6 +67,22 @@ def start_processes() -> None:
     faulthandler.disable()
 
 
+def check_devices() -> None:
+    """Finds the devices.
+
+    Raises:
+      UserError: JAX can use none.
+    """
+    try:
+        jax.devices()
+    except Exception as error:  # it raises almost anything
+        raise UserError(
+            f"JAX cannot use a device ({reason(error)}): does another process have it, "
+            "or does JAX_PLATFORMS name what is not here? JAX_PLATFORMS=cpu computes "
+            "on the CPU."
+        ) from error
+
+
 def is_leader() -> bool:
     """Whether this process, of several perhaps, is the one that prints and writes."""
     return jax.process_index() == 0

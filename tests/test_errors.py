@@ -1,5 +1,6 @@
 """What a user does wrong is told in one sentence, by the real commands."""
 
+import math
 import os
 import subprocess
 import sys
@@ -20,9 +21,9 @@ ROOT = Path(__file__).parents[1]
 def command(*arguments, module="main", devices=1, **variables):
     environment = {
         **os.environ,
-        **variables,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        **variables,
     }
     done = subprocess.run(
         [sys.executable, "-m", f"eotjax.{module}", *map(str, arguments)],
@@ -99,6 +100,9 @@ def test_a_word_that_is_no_option_is_not_passed_over(tmp_path, word):
         ("math.tau_", "AttributeError: module 'math' has no attribute 'tau_'"),
         ("None.tau", "AttributeError: 'NoneType' object has no attribute 'tau'"),
         ("{}['tau']", "KeyError: tau"),
+        ("tau", "NameError: name 'tau' is not defined"),
+        ("__import__('taus')", "ModuleNotFoundError: No module named 'taus'"),
+        ("(", "SyntaxError: '(' was never closed"),
     ],
 )
 def test_a_mistake_in_a_config_of_ones_own_is_told_with_its_place(
@@ -174,9 +178,9 @@ def refusal(config, workdir) -> str:
         ("estimator.condition_dropout", 1.0, "1 excluded"),
         ("sampling.guidance", 2.0, "condition_dropout"),
         ("refit.after", 2, "only a bridge of both directions"),
-        ("refit.after", -1, "numbers of steps"),
-        ("refit.every", -1, "numbers of steps"),
-        ("refit.plan", 2.0, "a share in 0 to 1"),
+        ("refit.after", -1, "not be negative"),
+        ("refit.every", -1, "not be negative"),
+        ("refit.plan", 2.0, "in 0 to 1"),
         ("refit.copies", 0, "at least 1"),
         ("schedule.name", "linear", "vp_linear"),
         ("sampling.solver", "euler", "ddim"),
@@ -193,10 +197,27 @@ def refusal(config, workdir) -> str:
         ("estimator.moments", (1.0, 0.5), "three numbers"),
         ("estimator.moments", (1.0, 1.0, 1.5), "no images have"),
         ("estimator.spectrum", "any", "noise like the images"),
-        ("seed", -1, "0 or more"),
+        ("seed", -1, "not be negative"),
         ("model.dropout", 1.0, "0 to 1"),
         ("schedule.sigma_min", 60.0, "below schedule.sigma_max"),
         ("schedule.log_snr_min", 20.0, "below schedule.log_snr_max"),
+        ("schedule.beta_min", 30.0, "below schedule.beta_max"),
+        ("microbatch", 3, "it must divide"),
+        ("coupling.tau_source", 1.5, "in 0 to 1, not 0"),
+        ("coupling.tau_target", 0.0, "in 0 to 1, not 0"),
+        ("coupling.entropy", 1.0, "1 excluded"),
+        ("coupling.threshold", 0.0, "positive"),
+        ("coupling.max_marginal_error", -1.0, "positive"),
+        ("sampling.restart", 0.5, "only a bridge has"),
+        ("sampling.temperature", 0.5, "only a bridge has"),
+        ("optimizer.learning_rate", math.nan, "give a number"),
+        ("optimizer.learning_rate", -1.0, "positive"),
+        ("optimizer.clip_norm", 0.0, "positive"),
+        ("optimizer.ema_decay", 1.5, "1 excluded"),
+        ("optimizer.final_fraction", -3.0, "in 0 to 1"),
+        ("data.device_gib", -1.0, "negative"),
+        ("data.channels", 2, "1 or 3"),
+        ("steps", 2**31, "at most 2,147,483,647"),
     ],
 )
 def test_a_value_that_does_not_fit_is_refused(tmp_path, key, value, expected):
@@ -209,6 +230,85 @@ def test_a_value_that_does_not_fit_is_refused(tmp_path, key, value, expected):
     np.savez(config.data.path, trainA=images, trainB=images, testA=images, testB=images)
     config.update_from_flattened_dict({key: value})
     assert expected in refusal(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"sampling.restart": 1.0}, "it is a time"),
+        ({"sampling.temperature": -0.1}, "not be negative"),
+        ({"sampling.guidance": 2.0}, "from the way back"),
+        ({"estimator.condition_dropout": 0.1}, "no condition to drop"),
+        ({"coupling.cost": "pca", "estimator.epsilon": 0.0}, "set estimator.epsilon"),
+        ({"estimator.noise": "images", "estimator.epsilon": 0.0}, "estimator.epsilon"),
+        ({"coupling.entropy": 0.2, "coupling.tau_source": 0.9}, "of a balanced plan"),
+        ({"coupling.entropy": 0.2, "coupling.method": "independent"}, "needs a plan"),
+        ({"data.kind": "known_plan", "coupling.relative": "std"}, "a known plan has"),
+        ({"latent.weights": "w", "latent.cache": "s3://b"}, "a folder of this machine"),
+        ({"latent.weights": "w", "data.crop_margin": 4}, "whole cells"),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(changes, expected):
+    config = default.get_config("bridge")
+    config.estimator.epsilon = 0.1
+    checks.check_config(config, 1)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=expected):
+        checks.check_config(config, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"coupling.cost": "pooled"}, "cannot be pooled"),
+        ({"latent.weights": "w"}, "only images have latents"),
+        ({"estimator.noise": "images"}, "no waves"),
+    ],
+)
+def test_vectors_have_nothing_that_images_have(changes, expected):
+    config = npz.get_config("vectors")
+    checks.check_shape(config, (3,))
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=expected):
+        checks.check_shape(config, (3,))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"coupling.method": "whole"}, "larger than a batch"),
+        ({"coupling.draws": 2}, "larger than a batch"),
+        ({"refit.after": 5}, "makes its own pairs"),
+    ],
+)
+def test_what_needs_the_whole_sets_is_refused_where_they_are_streamed(
+    changes, expected
+):
+    config = default.get_config("bridge")
+    checks.check_coupling(config, False)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=expected):
+        checks.check_coupling(config, False)
+    checks.check_coupling(config, True)
+
+
+@pytest.mark.parametrize(
+    "module, option", [("main", "--config=configs/digits.py:smoke"), ("translate", "")]
+)
+def test_a_device_that_cannot_be_had_is_told_in_a_sentence(
+    trained, tmp_path, module, option
+):
+    arguments = {
+        "main": [f"--workdir={tmp_path / 'run'}"],
+        "translate": [
+            *(f"--export={trained / 'export'}", f"--output={tmp_path / 'out'}"),
+            f"--input={trained / 'samples'}",
+        ],
+    }[module]
+    said = command(
+        *filter(None, [option]), *arguments, module=module, JAX_PLATFORMS="cuda"
+    )
+    assert "JAX cannot use a device" in said and "JAX_PLATFORMS=cpu" in said
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,7 @@ def _described(path: Path) -> tuple[ConfigDict, Shape, PyTree, Mapping[str, str]
       UserError: it describes nothing that could be.
     """
     description = describe(path)
+    parallel.check_devices()
     try:
         shape = tuple(map(int, description["shape"]))
         config = with_sampling(ConfigDict(description["config"]), {})

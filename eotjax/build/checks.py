@@ -1,11 +1,13 @@
 """Refuses a config whose parts do not fit each other, before minutes are spent."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from eotjax import remote
 from eotjax.errors import choose, require
 from eotjax.networks import autoencoder
 from eotjax.training import trace
@@ -17,187 +19,226 @@ TUPLES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "model.attention": (int, "'(8,)', or none: '()'"),
     "estimator.moments": ((int, float), "'(1.0, 1.0, 0.1)', or none: '()'"),
 }
-# Keys of numbers that must be at least 1, by group.
-COUNTS = {
-    "": ("steps", "log_every", "sample_every"),
-    "checkpoint": ("every", "keep"),
-    "sampling": ("steps", "grid"),
-    "coupling": ("max_iterations", "pool", "components", "copies", "draws"),
-    "model": ("patch", "head_channels"),
-    "refit": ("copies", "steps"),
-    "known": ("dim", "count", "test_sources"),
+CHOICES = {  # of keys that nothing is built by
+    "coupling.method": ("entropic", "whole", "independent"),
+    "coupling.cost": ("pixels", "pooled", "pca", "features"),
+    "coupling.relative": ("", "mean", "std"),
+    "estimator.noise": ("white", "images"),
+    "estimator.direction": ("forward", "both"),
+}
+Range = tuple[Callable[[float], bool], str]
+COUNT: Range = (lambda x: x >= 1, "must be at least 1")
+NOT_NEGATIVE: Range = (lambda x: x >= 0, "must not be negative")
+POSITIVE: Range = (lambda x: x > 0, "must be positive")
+SHARE: Range = (lambda x: 0 <= x <= 1, "must be in 0 to 1")
+PART: Range = (lambda x: 0 <= x < 1, "must be in 0 to 1, 1 excluded")
+RANGES: dict[str, Range] = {
+    "seed": NOT_NEGATIVE,
+    "steps": COUNT,
+    "log_every": COUNT,
+    "sample_every": COUNT,
+    "data.crop_margin": NOT_NEGATIVE,
+    "data.validation": (
+        PART[0],
+        "is the share of the training images that are held out: in 0 to 1, 1 excluded",
+    ),
+    "data.device_gib": NOT_NEGATIVE,
+    "known.dim": COUNT,
+    "known.count": COUNT,
+    "known.test_sources": COUNT,
+    "coupling.draws": COUNT,
+    "coupling.epsilon": POSITIVE,
+    "coupling.entropy": (PART[0], "must be in 0 (off) to 1, 1 excluded"),
+    "coupling.tau_source": (lambda x: 0 < x <= 1, "must be in 0 to 1, not 0"),
+    "coupling.tau_target": (lambda x: 0 < x <= 1, "must be in 0 to 1, not 0"),
+    "coupling.pool": COUNT,
+    "coupling.components": COUNT,
+    "coupling.copies": COUNT,
+    "coupling.dense_gib": NOT_NEGATIVE,
+    "coupling.threshold": POSITIVE,
+    "coupling.max_iterations": COUNT,
+    "coupling.max_marginal_error": POSITIVE,
+    "estimator.epsilon": NOT_NEGATIVE,
+    "estimator.rho": SHARE,
+    "estimator.condition_dropout": PART,
+    "refit.after": NOT_NEGATIVE,
+    "refit.every": NOT_NEGATIVE,
+    "refit.plan": SHARE,
+    "refit.copies": COUNT,
+    "refit.steps": COUNT,
+    "schedule.beta_min": NOT_NEGATIVE,
+    "schedule.sigma_min": POSITIVE,
+    "model.patch": COUNT,
+    "model.head_channels": COUNT,
+    "model.dropout": PART,
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.muon": NOT_NEGATIVE,
+    "optimizer.final_fraction": SHARE,
+    "optimizer.clip_norm": POSITIVE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.ema_decay": PART,
+    "sampling.steps": COUNT,
+    "sampling.grid": COUNT,
+    "checkpoint.every": COUNT,
+    "checkpoint.keep": COUNT,
 }
 
 Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network sees it
 
 
 def check_config(config: ConfigDict, num_devices: int) -> None:
-    """Raises UserError where the numbers of a config do not fit each other."""
-    c = config
-    check_numbers(c)
-    require(c.seed >= 0, f"seed is {c.seed}; give 0 or more.")
-    for name, size in (
-        ("batch_size", c.batch_size),
-        ("sampling.batch_size", c.sampling.batch_size),
+    """Raises UserError where the values of a config are none or do not fit together."""
+    check_numbers(config)
+    flat = flatten_dict(config.to_dict(), sep=".")
+    for name, options in CHOICES.items():
+        choose(dict.fromkeys(options), flat[name], name)
+    for name, (holds, told) in RANGES.items():
+        require(holds(flat[name]), f"{name} is {flat[name]}; it {told}.")
+    check_batch(config, num_devices)
+    check_steps(config)
+    check_plan(config)
+    check_estimator(config)
+    check_guidance(config)
+    check_refit(config)
+    check_images(config)
+    check_latent(config)
+    check_model(config)
+
+
+def check_batch(config: ConfigDict, num_devices: int) -> None:
+    """Raises UserError where batches cannot be cut up as they must be."""
+    size, micro = config.batch_size, config.microbatch
+    for name, batch in (
+        ("batch_size", size),
+        ("sampling.batch_size", config.sampling.batch_size),
     ):
         require(
-            size > 0 and size % num_devices == 0,
-            f"{name} {size} cannot be cut over {num_devices} devices; make it a "
+            batch > 0 and batch % num_devices == 0,
+            f"{name} {batch} cannot be cut over {num_devices} devices; make it a "
             f"multiple of {num_devices}.",
         )
-    micro = c.microbatch
     require(
-        micro == 0
-        or (micro > 0 and c.batch_size % micro == 0 and micro % num_devices == 0),
-        f"microbatch is {micro}; it must divide batch_size {c.batch_size} and be a "
+        micro == 0 or (micro > 0 and size % micro == 0 and micro % num_devices == 0),
+        f"microbatch is {micro}; it must divide batch_size {size} and be a "
         f"multiple of the {num_devices} devices, or 0.",
     )
-    group, draws = c.coupling.group_size, c.coupling.draws
-    if c.coupling.method != "whole":
+    group, draws = config.coupling.group_size, config.coupling.draws
+    if config.coupling.method != "whole":
         require(
-            group > 0 and (c.batch_size % group == 0 or group % c.batch_size == 0),
-            f"coupling.group_size {group} neither divides batch_size {c.batch_size} "
-            "nor is a multiple of it; take one that does or is.",
+            group > 0 and (size % group == 0 or group % size == 0),
+            f"coupling.group_size {group} neither divides batch_size {size} nor is a "
+            "multiple of it; take one that does or is.",
         )
         require(
-            draws == 1 or group * draws % c.batch_size == 0,
+            draws == 1 or group * draws % size == 0,
             f"a plan's {group} * {draws} pairs (coupling.group_size * coupling.draws) "
-            f"do not fill batches of {c.batch_size}; make them a multiple of "
-            "batch_size.",
+            f"do not fill batches of {size}; make them a multiple of batch_size.",
         )
-    for part, names in COUNTS.items():
-        for name in names:
-            count = (c[part] if part else c)[name]
-            told = f"{part}.{name}" if part else name
-            require(count > 0, f"{told} is {count}; it must be at least 1.")
+
+
+def check_steps(config: ConfigDict) -> None:
+    """Raises UserError where there are too few steps for what is to be done in them."""
+    steps, profile = config.steps, config.profile
     require(
-        c.profile >= 0 and (not c.profile or c.profile + trace.WARM <= c.steps),
-        f"profile is {c.profile}; give as many as there are of the {c.steps} steps "
-        f"after the first {trace.WARM}, or fewer; 0 for none.",
+        profile >= 0 and (not profile or profile + trace.WARM <= steps),
+        f"profile is {profile}; give as many as there are of the {steps} steps after "
+        f"the first {trace.WARM}, or fewer; 0 for none.",
     )
-    width = c.model.width
+    warmup, cooldown = config.optimizer.warmup_steps, config.optimizer.cooldown_steps
     require(
-        width >= 4 and width % 2 == 0,
-        f"model.width is {width}; it must be even and at least 4.",
+        warmup >= 0 and cooldown >= 0 and (not cooldown or warmup + cooldown <= steps),
+        f"steps {steps} are too few for optimizer.warmup_steps {warmup} and "
+        f"optimizer.cooldown_steps {cooldown}; neither may be negative.",
     )
-    methods = dict.fromkeys(("entropic", "whole", "independent"))
-    choose(methods, c.coupling.method, "coupling.method")
-    costs = dict.fromkeys(("pixels", "pooled", "pca", "features"))
-    choose(costs, c.coupling.cost, "coupling.cost")
-    choose(dict.fromkeys(("", "mean", "std")), c.coupling.relative, "coupling.relative")
-    for name in ("tau_source", "tau_target"):
-        tau = c.coupling[name]
-        require(0 < tau <= 1, f"coupling.{name} is {tau}; it must be in 0 to 1, not 0.")
-    entropy = c.coupling.entropy
+
+
+def check_plan(config: ConfigDict) -> None:
+    """Raises UserError where the plan's numbers contradict each other."""
+    c = config.coupling
     require(
-        0 <= entropy < 1,
-        f"coupling.entropy is {entropy}; it must be in 0 (off) to 1, 1 excluded.",
-    )
-    require(
-        not entropy or c.coupling.tau_source == c.coupling.tau_target == 1,
+        not c.entropy or c.tau_source == c.tau_target == 1,
         "coupling.entropy is that of a balanced plan, coupling.tau_source and "
         "tau_target below 1 make another: set it to 0, and coupling.epsilon.",
     )
     require(
-        not entropy or c.coupling.method != "independent",
+        not c.entropy or c.method != "independent",
         "coupling.entropy needs a plan; independent pairs have none: set it to 0.",
     )
     require(
-        c.estimator.epsilon >= 0,
-        f"estimator.epsilon is {c.estimator.epsilon}; it must not be negative.",
+        config.data.kind != "known_plan" or not (c.relative or c.entropy),
+        "a known plan has the epsilon of the config: set coupling.relative = '' and "
+        "coupling.entropy = 0.",
     )
+
+
+def check_estimator(config: ConfigDict) -> None:
+    """Raises UserError where the estimator is asked for what it has not."""
+    c, cost = config.estimator, config.coupling.cost
     require(
-        len(c.estimator.moments) in (0, 3),
-        f"estimator.moments is {tuple(c.estimator.moments)}; give three numbers, or "
-        "none: ().",
+        len(c.moments) in (0, 3),
+        f"estimator.moments is {tuple(c.moments)}; give three numbers, or none: ().",
     )
-    if c.estimator.moments:
-        source, target, cross = c.estimator.moments
+    if c.moments:
+        source, target, cross = c.moments
         require(
             source > 0 and target > 0 and cross**2 < source * target,
-            f"estimator.moments is {tuple(c.estimator.moments)}; no images have E x^2, "
-            "E y^2 and E x y like these. Leave them out: () measures them.",
+            f"estimator.moments is {tuple(c.moments)}; no images have E x^2, E y^2 and "
+            "E x y like these. Leave them out: () measures them.",
         )
-    choose(dict.fromkeys(("white", "images")), c.estimator.noise, "estimator.noise")
     require(
-        c.estimator.noise == "images" or not c.estimator.spectrum,
+        c.noise == "images" or not c.spectrum,
         "estimator.spectrum is of noise like the images; set estimator.noise = "
         "'images', or the spectrum to ''.",
     )
+    bridge = c.name == "bridge"
     require(
-        c.estimator.noise == "white" or c.estimator.name == "bridge",
+        c.noise == "white" or bridge,
         "only a bridge has noise like the images; set estimator.noise = 'white' or "
         "estimator.name = 'bridge'.",
     )
-    choose(
-        dict.fromkeys(("forward", "both")), c.estimator.direction, "estimator.direction"
-    )
-    warmup, cooldown = c.optimizer.warmup_steps, c.optimizer.cooldown_steps
     require(
-        warmup >= 0
-        and cooldown >= 0
-        and (not cooldown or warmup + cooldown <= c.steps),
-        f"steps {c.steps} are too few for optimizer.warmup_steps {warmup} and "
-        f"optimizer.cooldown_steps {cooldown}; neither may be negative.",
+        not bridge or c.epsilon > 0 or (cost == "pixels" and c.noise == "white"),
+        f"a plan's epsilon is a bridge's own where both are of pixels; with "
+        f"coupling.cost = '{cost}' and estimator.noise = '{c.noise}' set "
+        "estimator.epsilon.",
     )
-    check_guidance(c)
-    check_latent(c)
-    check_refit(c)
-    validation = c.data.validation
+
+
+def check_images(config: ConfigDict) -> None:
+    """Raises UserError where images cannot be as the config says."""
+    c = config.data
     require(
-        0 <= validation < 1,
-        f"data.validation is {validation}; it is the share of the training images that "
-        "are held out: in 0 to 1, 1 excluded.",
+        len(c.image_size) == 2 and min(c.image_size) > 0,
+        f"data.image_size is {tuple(c.image_size)}; give (height, width), both "
+        "positive.",
     )
-    if c.estimator.name == "bridge" and c.coupling.cost == "features":
-        require(
-            c.estimator.epsilon > 0,
-            "a plan of features has no epsilon for a bridge of images; set "
-            "estimator.epsilon.",
-        )
-    if c.data.kind == "known_plan":
-        require(
-            not c.coupling.relative and not entropy,
-            "a known plan has the epsilon of the config: set coupling.relative = '' "
-            "and coupling.entropy = 0.",
-        )
-    epsilon, rho = c.coupling.epsilon, c.estimator.rho
-    require(epsilon > 0, f"coupling.epsilon is {epsilon}; it must be positive.")
-    require(0 <= rho <= 1, f"estimator.rho is {rho}; it must be in 0 to 1.")
-    size = c.data.image_size
+    require(c.channels in (1, 3), f"data.channels is {c.channels}; it must be 1 or 3.")
     require(
-        len(size) == 2 and min(size) > 0,
-        f"data.image_size is {tuple(size)}; give (height, width), both positive.",
+        c.channels == 1 or not c.tint,
+        "data.tint colours grey images: set data.channels = 1.",
     )
+
+
+def check_model(config: ConfigDict) -> None:
+    """Raises UserError where there can be no such network or schedule."""
+    width, multipliers = config.model.width, config.model.multipliers
     require(
-        c.data.crop_margin >= 0,
-        f"data.crop_margin is {c.data.crop_margin}; it must not be negative.",
+        width >= 4 and width % 2 == 0,
+        f"model.width is {width}; it must be even and at least 4.",
     )
-    multipliers = c.model.multipliers
     require(
         len(multipliers) > 0 and min(multipliers) > 0,
         f"model.multipliers is {tuple(multipliers)}; give one or more, all positive.",
     )
-    require(
-        0 <= c.model.dropout < 1,
-        f"model.dropout is {c.model.dropout}; it must be in 0 to 1, 1 excluded.",
-    )
-    require(
-        0 < c.schedule.sigma_min < c.schedule.sigma_max,
-        "schedule.sigma_min must be positive and below schedule.sigma_max.",
-    )
-    require(
-        c.schedule.log_snr_min < c.schedule.log_snr_max,
-        "schedule.log_snr_min must be below schedule.log_snr_max.",
-    )
-    require(
-        c.data.channels in (1, 3),
-        f"data.channels is {c.data.channels}; it must be 1 or 3.",
-    )
-    require(
-        c.data.channels == 1 or not c.data.tint,
-        "data.tint colours grey images: set data.channels = 1.",
-    )
+    for low, high in (
+        ("sigma_min", "sigma_max"),
+        ("log_snr_min", "log_snr_max"),
+        ("beta_min", "beta_max"),
+    ):
+        require(
+            config.schedule[low] < config.schedule[high],
+            f"schedule.{low} must be below schedule.{high}.",
+        )
 
 
 def check_numbers(config: ConfigDict) -> None:
@@ -230,6 +271,11 @@ def check_latent(config: ConfigDict) -> None:
         return
     c, factor = config.data, factor_of(config)
     require(
+        not remote.is_remote(config.latent.cache),
+        f"latent.cache is {config.latent.cache}; give a folder of this machine, or one "
+        "that is mounted.",
+    )
+    require(
         c.channels == 3 and not c.tint,
         "the autoencoder takes RGB images: set data.channels = 3 and data.tint = "
         "False, or latent.weights = ''.",
@@ -255,10 +301,6 @@ def guidable(config: ConfigDict) -> bool:
 def check_guidance(config: ConfigDict) -> None:
     """Raises UserError where sampling asks for a guidance that was not trained."""
     dropout, guidance = config.estimator.condition_dropout, config.sampling.guidance
-    require(
-        0 <= dropout < 1,
-        f"estimator.condition_dropout is {dropout}; it must be in 0 to 1, 1 excluded.",
-    )
     require(
         not dropout or config.estimator.name != "bridge",
         "a bridge begins at the source and has no condition to drop; set "
@@ -298,11 +340,6 @@ def check_guidance(config: ConfigDict) -> None:
 def check_refit(config: ConfigDict) -> None:
     """Raises UserError where a bridge cannot make its own pairs."""
     c = config.refit
-    require(
-        c.after >= 0 and c.every >= 0 and 0 <= c.plan <= 1,
-        f"refit.after is {c.after}, refit.every {c.every} and refit.plan {c.plan}; the "
-        "first two are numbers of steps, the third a share in 0 to 1.",
-    )
     both = config.estimator.direction == "both"
     require(
         not c.after or (config.estimator.name == "bridge" and both),
