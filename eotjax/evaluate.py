@@ -2,13 +2,12 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 
-from eotjax import command, remote
+from eotjax import atomic, command, remote
 from eotjax.artefact import export
 from eotjax.artefact.translator import DIRECTIONS
 from eotjax.build import dataset
-from eotjax.errors import UserError
+from eotjax.errors import require
 from eotjax.evaluation import card, evaluate
 from eotjax.evaluation.judge import Weights
 
@@ -35,9 +34,11 @@ def run() -> int:
         "--wanted", type=int, help="class that translations should have; -1: none"
     )
     arguments = parser.parse_args()
-    for path in (arguments.inception, arguments.lpips):
-        if path and not Path(path).is_file():
-            raise UserError(f"there is no file {path}; give the path of weights.")
+    for name in ("inception", "lpips", "classifier_weights"):
+        if path := getattr(arguments, name):
+            found = remote.fetched(path)
+            require(found.is_file(), f"there is no file {path}; give that of weights.")
+            setattr(arguments, name, str(found))
     translator = export.load_named(arguments)
     names = ("inception", "lpips", "classifier", "classifier_weights", "wanted")
     asked = {name: getattr(arguments, name) for name in names}
@@ -58,6 +59,7 @@ def run() -> int:
         )
     with remote.mirrored(arguments.output or arguments.export) as output:
         output.mkdir(parents=True, exist_ok=True)
+        atomic.check_writable(output)  # before minutes are spent
         own = output.samefile(remote.local(arguments.export))
         evaluate.report(
             translator,

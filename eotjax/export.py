@@ -3,6 +3,7 @@
 import argparse
 
 from eotjax import command, train
+from eotjax.build import run_folder
 
 
 def run() -> int:
@@ -12,8 +13,11 @@ def run() -> int:
     )
     parser.add_argument("--workdir", required=True, help="the folder of a run")
     parser.add_argument("--output", help="the artefact's (default: WORKDIR/newest)")
+    run_folder.add_arguments(parser)
     arguments = parser.parse_args()
-    train.export_newest(arguments.workdir, arguments.output)
+    train.export_newest(
+        arguments.workdir, arguments.output, **run_folder.elsewhere(arguments)
+    )
     return 0
 
 

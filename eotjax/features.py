@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from eotjax import arrays, command, remote
+from eotjax import arrays, atomic, command, remote
 from eotjax.data import domains, images, sources
-from eotjax.errors import UserError, gather
+from eotjax.errors import gather, require
 from eotjax.evaluation import classifier
 from eotjax.evaluation.classifier import Classify
 from eotjax.progress import Progress
@@ -94,7 +94,7 @@ def run() -> int:
     """Writes the features that the command line asks for."""
     parser = argparse.ArgumentParser(description="Features for a plan's cost.")
     parser.add_argument("--data", required=True, help="holds the folders")
-    parser.add_argument("--output", type=Path, required=True, help="a .npz file")
+    parser.add_argument("--output", required=True, help="a .npz file")
     parser.add_argument(
         "--model", default=classifier.LITE, help="efficientnet-lite0 or one of timm"
     )
@@ -105,26 +105,29 @@ def run() -> int:
     )
     parser.add_argument("--fit", choices=("crop", "pad", "stretch"), default="crop")
     arguments = parser.parse_args()
-    if arguments.output.suffix != ".npz":
-        raise UserError(f"{arguments.output} must end in .npz; name it so.")
-    if arguments.output.exists():
-        raise UserError(f"{arguments.output} is there already; remove it first.")
-    if not arguments.output.parent.is_dir():
-        raise UserError(f"there is no folder {arguments.output.parent}; make it.")
+    output, here = arguments.output, remote.local(arguments.output)
+    require(here.suffix == ".npz", f"{output} must end in .npz; name it so.")
+    if not remote.is_remote(output):
+        require(not here.exists(), f"{output} is there already; remove it first.")
+        require(here.parent.is_dir(), f"there is no folder {here.parent}; make it.")
+        atomic.check_writable(here.parent)
     data = remote.fetched(arguments.data)
+    weights = str(remote.fetched(arguments.weights)) if arguments.weights else ""
     paths = {name: images.find(data / name) for name in arguments.names}
     identity = arguments.model
-    if arguments.weights and Path(arguments.weights).is_file():
-        with open(arguments.weights, "rb") as file:
+    classify = classifier.load(arguments.model, weights)
+    if weights:
+        with open(weights, "rb") as file:
             identity += hashlib.file_digest(file, "sha256").hexdigest()
-    make(
-        paths,
-        arguments.output,
-        classify=classifier.load(arguments.model, arguments.weights),
-        size=tuple(arguments.image_size),
-        fit=arguments.fit,
-        identity=identity,
-    )
+    with remote.placing(output) as path:
+        make(
+            paths,
+            path,
+            classify=classify,
+            size=tuple(arguments.image_size),
+            fit=arguments.fit,
+            identity=identity,
+        )
     return 0
 
 

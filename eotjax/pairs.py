@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from eotjax import arrays, command, prepare, remote
+from eotjax import arrays, atomic, command, prepare, remote
 from eotjax.build import learning, planning, run_folder, wiring
 from eotjax.data import domains, images
 from eotjax.errors import require
@@ -76,8 +76,16 @@ def picture(source: Points, target: Points) -> images.Pixels:
     return images.grid(rows, zoom=max(64 // source.shape[1], 1))
 
 
-def write(workdir: str | Path, done: int, output: str | Path | None = None) -> str:
+def write(
+    workdir: str | Path, done: int, output: str | Path | None = None, **elsewhere: str
+) -> str:
     """Writes the pairs of a step as a picture, those of vectors as an .npz file.
+
+    Args:
+      workdir: the run's folder.
+      done: the step's number, counted from 1.
+      output: the file; in the run's folder where None.
+      **elsewhere: places of what the run has read, as `run_folder.config`.
 
     Returns:
       The file: `output`, or one in the run's folder.
@@ -86,7 +94,9 @@ def write(workdir: str | Path, done: int, output: str | Path | None = None) -> s
       UserError: there is no such run or step.
     """
     folder = remote.fetched(workdir).absolute()
-    config = run_folder.config(folder)
+    config = run_folder.config(folder, **elsewhere)
+    if (suffix := Path(str(output or "")).suffix) not in ("", ".npz"):
+        images.format_of(suffix)  # refuses what is none
     with contextlib.closing(
         Checkpoints(folder / "checkpoints", keep=config.checkpoint.keep)
     ) as checkpoints:
@@ -96,7 +106,9 @@ def write(workdir: str | Path, done: int, output: str | Path | None = None) -> s
         f"there is no step {done} in {folder}, whose last checkpoint is of step "
         f"{trained}; give one from 1 to {trained}.",
     )
-    run = prepare.prepare(config, folder)
+    if output and not remote.is_remote(output):
+        atomic.check_writable(remote.local(output).absolute().parent)
+    run = prepare.prepare(config, folder, claim=False)
     run.checkpoints.close()
     source, target = of_step(run, done)
     broken = [
@@ -130,8 +142,12 @@ def run() -> int:
         "--output",
         help="a picture, of vectors an .npz file (default: in WORKDIR)",
     )
+    run_folder.add_arguments(parser)
     arguments = parser.parse_args()
-    print(f"wrote {write(arguments.workdir, arguments.step, arguments.output)}")
+    places = run_folder.elsewhere(arguments)
+    print(
+        f"wrote {write(arguments.workdir, arguments.step, arguments.output, **places)}"
+    )
     return 0
 
 

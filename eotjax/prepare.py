@@ -96,8 +96,13 @@ class Run(NamedTuple):
         )
 
 
-def prepare(config: ConfigDict, workdir: Path) -> Run:
+def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
     """Loads, checks and wires all that a run needs, and claims its folder.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      claim: else nothing is written there: of a run that has its folder.
 
     Raises:
       UserError: something about the config, the data or the workdir is wrong.
@@ -120,13 +125,15 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
         config.latent.channels = len(space.mean)
 
     beside = beside_images(config, space)
+    judging = judge.Weights.of(config)
+    judging.find()  # what is missing is told before images are decoded
 
     def approve(marks: tuple[str, ...]) -> None:
         run_folder.check_data(workdir, config, known, (*marks, *beside))
 
     splits = dataset.load(config, approve=approve)
     shape = dataset.sample_shape(config, splits)
-    judge.Weights.of(config).check(shape)  # what is missing is told before it is needed
+    judging.check(shape)
     trained, fits = splits, splits.resident
     if space is not None:
         fits = encoding.resident(config, splits, space)
@@ -161,7 +168,6 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     epsilon = known.epsilon or planning.find_epsilon(config, trials)
     print(f"epsilon: {epsilon:.4g} in units of |x - y|^2 / 2")
     config = planning.with_epsilon(config, epsilon)
-    workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
@@ -183,11 +189,12 @@ def prepare(config: ConfigDict, workdir: Path) -> Run:
     training = learning.training(config, shape, resident, mesh, embed)
     sample = wiring.sampling(config, shape, mesh)
     found = run_folder.of(config, (*splits.fingerprints, *beside), begun)
-    run_folder.claim(workdir, asked, found)
-    remote.settle(workdir)  # checkpoints that were dropped belong to the config before
     abstract = jax.eval_shape(training.init)
     check_state(abstract, training.layout)
-    tell_parameters(abstract.params, workdir)
+    if claim:
+        run_folder.claim(workdir, asked, found)
+        remote.settle(workdir)  # checkpoints that were dropped are of the config before
+    tell_parameters(abstract.params, workdir if claim else None)
     state = beginning.first_state(
         training.init, abstract, checkpoints, config.init, training.layout
     )
@@ -215,9 +222,11 @@ def beside_images(config: ConfigDict, space: Autoencoder | None) -> tuple[str, s
     features, name = "", config.coupling.features
     if name and dataset.takes_features(config):
         path = remote.fetched(name)
-        if path.is_file():  # else whoever reads it says so
-            with path.open("rb") as file:
-                features = hashlib.file_digest(file, "sha256").hexdigest()
+        errors.require(
+            path.is_file(), f"there is no file coupling.features {name}; give its path."
+        )
+        with path.open("rb") as file:
+            features = hashlib.file_digest(file, "sha256").hexdigest()
     return export.digest(space) if space is not None else "", features
 
 
@@ -233,9 +242,9 @@ def check_state(state: step.TrainState, layout: step.TrainState) -> None:
     )
 
 
-def tell_parameters(params: step.Params, workdir: Path) -> None:
-    """Prints how many parameters each level has, and writes all into the folder."""
-    if parallel.is_leader():
+def tell_parameters(params: step.Params, workdir: Path | None) -> None:
+    """Prints how many parameters each level has, and writes all into a folder."""
+    if workdir is not None and parallel.is_leader():
         table = parameter_overview.get_parameter_overview(params, include_stats=False)
         (workdir / "parameters.txt").write_text(table + "\n")
     levels: Counter[str] = Counter()
@@ -249,9 +258,8 @@ def told(config: ConfigDict, splits: DataSet, shape: Shape, resident: bool) -> s
     """The data set in a line."""
     counts = [len(x) for x in (*splits[:4], splits.valid_source, splits.valid_target)]
     valid = f"validation {counts[4]}, {counts[5]}; " if counts[4] else ""
-    where = "latents " * bool(config.latent.weights) + (
-        "on the device" if resident else "streamed"
-    )
+    what = "latents " if config.latent.weights else ""
+    where = what + ("on the device" if resident else "streamed")
     return (
         f"data: train {counts[0]} source, {counts[1]} target; {valid}"
         f"test {counts[2]}, {counts[3]}; {'x'.join(map(str, shape))}, {where}"

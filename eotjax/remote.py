@@ -39,9 +39,17 @@ def below(path: str | Path, name: str) -> str | Path:
 
 
 def local(path: str | Path) -> Path:
-    """Where a path's files are on this machine: itself, or its copy's place."""
+    """Where a path's files are on this machine: itself, or its copy's place.
+
+    Raises:
+      UserError: it is empty.
+    """
+    require(str(path) != "", "a path is empty; is a variable of the shell unset?")
     if not is_remote(path):
-        return Path(path).expanduser()
+        try:
+            return Path(path).expanduser()
+        except RuntimeError:  # ~ and a name that is no user's is a name like others
+            return Path(path)
     address = str(path).rstrip("/")
     name = PurePosixPath(address).name
     digest = hashlib.sha256(address.encode()).hexdigest()[:12]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from eotjax import errors, parallel, prepare, remote
+from eotjax import atomic, errors, parallel, prepare, remote
 from eotjax.artefact import export
 from eotjax.build import learning, planning, run_folder, wiring
 from eotjax.data import images
@@ -273,12 +273,15 @@ def report_best(run: Run, weights: judge.Weights) -> None:
             shutil.copy(path, folder)
 
 
-def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path:
+def export_newest(
+    workdir: str | Path, output: str | Path | None = None, **elsewhere: str
+) -> Path:
     """Writes the artefact of a run's newest checkpoint, whether or not it has ended.
 
     Args:
       workdir: the run's folder.
       output: of the artefact; `newest` in the run's folder where None.
+      **elsewhere: places of what the run has read, as `run_folder.config`.
 
     Returns:
       The artefact's folder.
@@ -289,7 +292,7 @@ def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path
     """
     output = output or remote.below(workdir, "newest")
     workdir = remote.fetched(workdir).absolute()
-    config = run_folder.config(workdir)
+    config = run_folder.config(workdir, **elsewhere)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     with contextlib.closing(checkpoints):
         saved = checkpoints.latest_step()
@@ -299,7 +302,9 @@ def export_newest(workdir: str | Path, output: str | Path | None = None) -> Path
     )
     with remote.mirrored(output) as folder:
         export.check_place(folder)
-        run = prepare.prepare(config, workdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic.check_writable(folder)
+        run = prepare.prepare(config, workdir, claim=False)
         run.checkpoints.close()
         done = int(run.state.step)
         run.export(run.state, folder)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import filelock
 import jaxtyping
 import numpy as np
 import pytest
@@ -60,6 +61,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 from flax.traverse_util import flatten_dict  # noqa: E402
 
 from configs import digits, npz  # noqa: E402
+from eotjax import parallel  # noqa: E402
 from eotjax import train as training  # noqa: E402
 from eotjax.training.interruption import Interruption  # noqa: E402
 
@@ -157,9 +159,15 @@ def image_folder(tmp_path, write_images):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """The workdir of a finished run of `smoke`."""
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    assert training.train(one_resolution(), workdir)
+    """The workdir of a finished run of `smoke`, one for all workers."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    workdir, done = shared / "trained" / "run", shared / "trained" / "done"
+    with filelock.FileLock(shared / "trained.lock"):
+        if not done.exists():
+            assert training.train(one_resolution(), workdir)
+            done.touch()
     return workdir
 
 
@@ -171,6 +179,13 @@ def interrupt(monkeypatch):
         monkeypatch.setattr(Interruption, "agreed", lambda self, done: done == step)
 
     return at
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Many steps on many devices take long on few cores."""
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
 
 
 @pytest.fixture

@@ -63,9 +63,11 @@ def begun_as(data_paths, workdir, *more):
 
 def wait_for(path, count, process):
     """Until a file of a process that lives has as many lines."""
+    latest = time.monotonic() + 600
     while process.poll() is None and (
         not path.exists() or path.read_text().count("\n") < count
     ):
+        assert time.monotonic() < latest, f"{path} has not come to {count} lines"
         time.sleep(0.05)
 
 

@@ -1,7 +1,10 @@
 """What was compiled is there at the next start, and is nobody else's."""
 
+import os
 import re
 import stat
+import subprocess
+import sys
 import tomllib
 
 import jax
@@ -11,10 +14,6 @@ from conftest import ROOT
 from eotjax import caches
 
 ALONE = {"JAX_COMPILATION_CACHE_DIR": ""}  # the tests' own
-
-
-def programs_of(files):
-    return {name.split("-")[0] for name in files}
 
 
 @pytest.fixture
@@ -30,35 +29,67 @@ def settings(monkeypatch, tmp_path):
 @pytest.mark.skipif(
     not caches._can_be_loaded(), reason="XLA does not take programs back on this CPU"
 )
-def test_a_second_start_compiles_nothing_anew(command, vectors, tmp_path):
-    def start(run, **environment):
-        return command(
-            *("eotjax.main", "--config=configs/npz.py:vectors,smoke"),
-            *(f"--config.data.path={vectors().data.path}", f"--workdir={run}"),
-            **ALONE,
-            XDG_CACHE_HOME=str(tmp_path / "cache"),
-            **environment,
+def test_a_second_start_compiles_nothing_anew(vectors, tmp_path):
+    def start(run):
+        keeping_all = (
+            "import runpy; from eotjax import caches; caches.QUICK = 0.0; "
+            "runpy.run_module('eotjax.main', run_name='__main__', alter_sys=True)"
+        )
+        return subprocess.run(
+            [
+                *(sys.executable, "-c", keeping_all),
+                *("--config=configs/npz.py:vectors,smoke", f"--workdir={run}"),
+                f"--config.data.path={vectors().data.path}",
+            ],
+            cwd=ROOT,
+            env=os.environ | ALONE | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
         )
 
-    done = start(tmp_path / "off", JAX_ENABLE_COMPILATION_CACHE="false")
-    assert done.returncode == 0, done.stderr
-    assert "compiled programs" not in done.stdout
     first = start(tmp_path / "first")
+    assert first.returncode == 0, first.stderr
     (folder,) = (tmp_path / "cache" / "eotjax").glob("programs-*")
     assert f"compiled programs: kept in {folder}" in first.stdout
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     kept = {path.name for path in folder.glob("*-cache")}
-    assert {"jit_train_step", "jit_translate"} <= programs_of(kept)
+    large = ("jit_train_step", "jit_translate")
+    assert set(large) <= {name.split("-")[0] for name in kept}
+
+    def read_at():
+        """When JAX last took each of the large programs from there."""
+        times = (path for name in large for path in folder.glob(f"{name}-*-atime"))
+        return {path.name: path.read_bytes() for path in times}
+
+    before = read_at()
     second = start(tmp_path / "second")
     assert second.returncode == 0, second.stderr
-    # A small one that took long this time, on a busy machine, may have come to them.
-    new = {path.name for path in folder.glob("*-cache")} - kept
-    assert not programs_of(new) & programs_of(kept)
+    assert "persistent compilation cache" not in second.stderr  # a read that failed
+    assert {path.name for path in folder.glob("*-cache")} == kept
+    after = read_at()
+    assert len(before) >= 2 and before.keys() == after.keys()
+    assert all(before[name] != after[name] for name in before)
     metrics = [
         (tmp_path / name / "metrics.jsonl").read_text().split("images_per_second")[0]
-        for name in ("off", "first", "second")
+        for name in ("first", "second")
     ]
     assert len(set(metrics)) == 1
+
+
+def test_nothing_is_kept_where_the_environment_says_so():
+    said = subprocess.run(
+        [
+            *(sys.executable, "-c"),
+            "from eotjax import caches; caches.keep_programs(); "
+            "print(repr(caches.programs()))",
+        ],
+        cwd=ROOT,
+        env=os.environ | ALONE | {"JAX_ENABLE_COMPILATION_CACHE": "false"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() in ("''", "None")
 
 
 def test_a_folder_that_others_may_write_to_is_not_used(settings, tmp_path, monkeypatch):

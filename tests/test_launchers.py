@@ -105,13 +105,14 @@ def test_two_processes_train_and_a_signal_to_the_script_stops_both(vectors, tmp_
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
     try:
         wait_for(workdir / "metrics.jsonl", 5, process)
         process.send_signal(signal.SIGTERM)
-        told, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        told, _ = process.communicate(timeout=300)
+    finally:  # each of its processes has a group of its own in this session
+        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
     assert process.returncode == 143, told
     assert "devices: 2 cpu" in told and "Traceback" not in told
     last = lines(workdir)[-1]["step"]

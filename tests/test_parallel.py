@@ -11,9 +11,18 @@ from configs import digits, horse2zebra
 from eotjax import parallel, train
 from eotjax.build import dataset, learning, planning
 
+BUILT = {}
 
-def run(config, devices, steps=3):
-    """The state and the metrics after some steps, and the jitted step."""
+
+def built(config, devices):
+    """The training of a config on some devices, and its data; made once."""
+    key = config.to_json(), devices
+    if key not in BUILT:
+        BUILT[key] = build(config, devices)
+    return BUILT[key]
+
+
+def build(config, devices):
     config = planning.with_epsilon(config, config.coupling.epsilon)
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits)
@@ -21,9 +30,13 @@ def run(config, devices, steps=3):
     mesh = parallel.make_mesh(jax.devices()[:devices])
     training = learning.training(config, shape, lengths, mesh)
     arrays = {"source": splits.train_source, "target": splits.train_target}
-    data = parallel.put(arrays, parallel.replicated(mesh))
-    state = training.init()
-    metrics = None
+    return training, parallel.put(arrays, parallel.replicated(mesh))
+
+
+def run(config, devices, steps=3):
+    """The state and the metrics after some steps, and the jitted step."""
+    training, data = built(config, devices)
+    state, metrics = training.init(), None
     for _ in range(steps):
         state, metrics = training.step(state, data)
     return state, metrics, training.step, data

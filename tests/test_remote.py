@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import fsspec
 import jax
@@ -61,6 +62,12 @@ def test_a_path_below_ones_home_is_not_a_folder_of_that_name(tmp_path, monkeypat
     assert remote.fetched(remote.below("~/run", "a")) == tmp_path / "run/a"
     with remote.mirrored("~/run") as folder, remote.placing("~/a") as file:
         assert (folder, file) == (tmp_path / "run", tmp_path / "a")
+
+
+def test_a_name_that_only_begins_as_a_home_is_a_name_and_none_is_refused():
+    assert remote.local("~no such user/photos") == Path("~no such user/photos")
+    with pytest.raises(UserError, match="is a variable of the shell unset"):
+        remote.local("")
 
 
 def test_only_what_is_new_is_fetched(there, monkeypatch):
@@ -212,7 +219,8 @@ def test_whoever_begins_last_owns_the_folder(there, machine, monkeypatch, capsys
         with remote.mirrored(URL) as second:
             (second / "a").write_text("second's")
             (first / "a").write_text("first's")
-            while not told:
+            latest = time.monotonic() + 60
+            while not told and time.monotonic() < latest:
                 time.sleep(0.01)
     assert told == [(os.getpid(), signal.SIGTERM)]
     for name in ("third", "first"):

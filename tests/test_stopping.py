@@ -1,12 +1,13 @@
 """A run stops when it is told to, at once, and nothing is lost."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
-from runs import ENDLESS, begun, begun_as_two, lines, wait_for
+from runs import ENDLESS, begun, begun_as_two, free_port, lines, wait_for
 
 from eotjax import train
 from eotjax.build import run_folder
@@ -97,13 +98,22 @@ def test_a_signal_to_one_of_two_processes_stops_both(vectors, tmp_path):
     assert f"stopped at step {saved.name};" in said[0]
 
 
-def test_a_signal_in_the_last_step_is_heard(smoke, tmp_path, interrupt):
-    interrupt(4)
-    assert not train.train(smoke(), tmp_path)
-    assert not (tmp_path / "export").exists()
-    interrupt(None)
-    assert train.train(smoke(), tmp_path)
-    assert (tmp_path / "export" / "evaluation.json").exists()
+def test_a_process_of_several_ends_at_once_where_none_takes_steps():
+    """As one that trains alone: JAX's own handler would only note the signal."""
+    program = (
+        "import os, signal, time; from eotjax import parallel; "
+        "from eotjax.training import interruption; parallel.start_processes(); "
+        "interruption.set_notice_aside(); os.kill(os.getpid(), signal.SIGTERM); "
+        "time.sleep(60)"
+    )
+    environment = {
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        **{"JAX_NUM_PROCESSES": "1", "JAX_PROCESS_ID": "0"},
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | environment, check=False
+    )
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_two_runs_never_share_a_folder(smoke, tmp_path):

@@ -4,11 +4,10 @@ import contextlib
 import dataclasses
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from jaxtyping import UInt8
 
 from eotjax.artefact.files import Job
 from eotjax.artefact.translator import Translator
-from eotjax.data import images
+from eotjax.data import domains, images
 from eotjax.data.images import AnySize, Pixels
 from eotjax.errors import UserError, attempt, choose, out_of_memory
 from eotjax.progress import Progress
@@ -24,9 +23,6 @@ from eotjax.progress import Progress
 FITS = ("crop", "pad", "stretch", "full")
 WORKERS = min(os.cpu_count() or 1, 16)  # threads that decode and encode
 SHEET = (16, 4)  # sources, and samples of each, that a contact sheet shows at most
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 # A job's samples, or what is wrong with its image.
@@ -192,9 +188,9 @@ def _translations(
     chunk: list[tuple[Job, AnySize]] = []
     area = 0
     # Of images of any size few are held ready: they may be large.
-    ahead = WORKERS if task.full else task.count
-    for job, read in _ahead(
-        pool, lambda job: attempt(task.read, job.source), jobs, ahead
+    count = WORKERS if task.full else task.count
+    for job, read in domains.ahead(
+        pool, lambda job: attempt(task.read, job.source), jobs, count
     ):
         if isinstance(read, UserError):
             yield job, read
@@ -240,18 +236,6 @@ def _translated(
                 continue
             for index, (job, (height, width, _), _) in enumerate(part):
                 yield job, samples[:, index, :height, :width]
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, function: Callable[[T], U], items: list[T], count: int
-) -> Iterator[tuple[T, U]]:
-    """Each item with its result, in order, `count` items being computed ahead."""
-    rest = iter(items)
-    waiting = deque((item, pool.submit(function, item)) for item in islice(rest, count))
-    while waiting:
-        item, future = waiting.popleft()
-        waiting.extend((item, pool.submit(function, item)) for item in islice(rest, 1))
-        yield item, future.result()
 
 
 def _write(path: Path, pixels: Pixels) -> None:

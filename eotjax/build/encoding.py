@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from eotjax import arrays, atomic, caches
+from eotjax import arrays, atomic, caches, remote
 from eotjax.build import checks
 from eotjax.data import domains, images
 from eotjax.data.domains import DataSet, Domain, Lazy
@@ -54,9 +54,9 @@ def encoded(
       UserError: images are broken, or the files cannot be written.
     """
     names = (config.data.train_source, config.data.train_target)
-    folder = Path(config.latent.cache or caches.folder() / "latents").expanduser()
+    folder = remote.local(config.latent.cache or caches.folder() / "latents")
     sets = [
-        (domain, name, folder / f"{_digest(config, domain, space)}.npy")
+        (domain, name, folder / f"{_digest(config, domain, name, space)}.npy")
         for domain, name in zip(splits[:2], names, strict=True)
     ]
     gather(  # before hours of encoding
@@ -114,7 +114,7 @@ def _from_file(
         ) from error
 
 
-def _digest(config: ConfigDict, domain: Domain, space: Autoencoder) -> str:
+def _digest(config: ConfigDict, domain: Domain, name: str, space: Autoencoder) -> str:
     """Of everything that a set's latents depend on."""
     c = config.data
     digest = hashlib.sha256(
@@ -124,7 +124,8 @@ def _digest(config: ConfigDict, domain: Domain, space: Autoencoder) -> str:
     )
     for leaf in jax.tree.leaves(space.encoder):
         digest.update(np.asarray(leaf).tobytes())
-    digest.update(bytes.fromhex(domains.fingerprint(domain)))
+    read = domains.fingerprint(domain, f"reading {name}")
+    digest.update(bytes.fromhex(read))
     return digest.hexdigest()[:32]
 
 

@@ -1,14 +1,18 @@
 """A run's folder belongs to one config."""
 
+import argparse
 import contextlib
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from eotjax import atomic, parallel
@@ -31,8 +35,11 @@ FREE_KEYS = (
     "judge.",
     "latent.cache",
     "latent.license",
+    "coupling.features",  # what is in it may not: check_data
     "coupling.dense_gib",
 )
+# What the config of a run has at least.
+PARTS = {"checkpoint", "coupling", "data", "estimator", "latent", "sampling", "steps"}
 
 
 @contextlib.contextmanager
@@ -50,6 +57,7 @@ def alone(folder: Path) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        atomic.check_writable(folder)
         lock = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise UserError(
@@ -87,15 +95,17 @@ def changes(earlier: Mapping, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
 
 
 def check(folder: Path, config: ConfigDict) -> None:
-    """Refuses a folder that another config has claimed.
+    """Refuses a folder that another config has claimed, unless it never trained.
 
-    `steps` may differ where only a cooldown depends on them.
+    `steps` may differ where only a cooldown depends on them, and `latent.weights` may
+    lie elsewhere.
 
     Raises:
       UserError: names the keys that differ.
     """
-    cools = bool(config.optimizer.cooldown_steps)
-    free = (*FREE_KEYS, *["steps"] * cools)
+    free: tuple[str, ...] = FREE_KEYS
+    if config.optimizer.cooldown_steps:
+        free += ("steps",)
     path = folder / "config.json"
     if not path.exists():
         return
@@ -110,28 +120,71 @@ def check(folder: Path, config: ConfigDict) -> None:
     differing = [
         f"{key} was {was!r} and is {now!r}"
         for key, (was, now) in changes(found, config).items()
-        if not key.startswith(free)
+        if not key.startswith(free) and not (key == "latent.weights" and was and now)
     ]
-    if differing:
+    if differing and not has_trained(folder):
+        _give_up(folder)
+    elif differing:
         raise UserError(
             f"{folder} belongs to a run of another config ({'; '.join(differing)}); "
             "choose a new --workdir, or set these keys back."
         )
 
 
-def config(folder: Path) -> ConfigDict:
+def has_trained(folder: Path) -> bool:
+    """Whether a run has saved more than its beginning, step 0."""
+    saved = (path.name for path in (folder / "checkpoints").glob("*"))
+    return any(name.isdigit() and int(name) for name in saved)
+
+
+def _give_up(folder: Path) -> None:
+    """Removes the claim of a run that never trained, and its beginning."""
+    if parallel.is_leader():
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in ("config.json", "plan.json"):
+            (folder / name).unlink(missing_ok=True)
+    if jax.process_count() > 1:  # none reads what was there before
+        multihost_utils.sync_global_devices(f"{folder} is given up")
+
+
+def config(folder: Path, *, data: str = "", latents: str = "") -> ConfigDict:
     """The config of the run that a folder belongs to.
 
+    Args:
+      folder: the run's.
+      data: where its data.path is now; empty for where it was.
+      latents: where its latent.weights are now.
+
     Raises:
-      UserError: it belongs to none.
+      UserError: it belongs to none, or to one of another version.
     """
     path = folder / "config.json"
     try:
-        return ConfigDict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        found = json.loads(path.read_text())
+        missing = PARTS - set(found)
+        if missing:
+            raise ValueError(f"its config.json has no {min(missing)}")
+        found["data"]["path"] = data or found["data"]["path"]
+        found["latent"]["weights"] = latents or found["latent"]["weights"]
+        return ConfigDict(found)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"{folder} is no folder of a run ({error}); give its --workdir."
         ) from error
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command-line arguments that `elsewhere` reads."""
+    parser.add_argument("--data_path", help="where the run's data.path is now")
+    parser.add_argument("--latent_weights", help="where its latent.weights are now")
+
+
+def elsewhere(arguments: argparse.Namespace) -> dict[str, str]:
+    """What a command line says of where things are, for `config`."""
+    return {
+        "data": arguments.data_path or "",
+        "latents": arguments.latent_weights or "",
+    }
 
 
 def steps(folder: Path) -> int | None:

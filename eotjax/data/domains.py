@@ -6,6 +6,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -44,6 +46,7 @@ NONE = np.empty(0)  # the domain of a split that is not there
 
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Four(NamedTuple, Generic[T]):
@@ -102,17 +105,28 @@ def each(domain: Domain, label: str, begin: int = 0) -> Iterator[np.ndarray]:
 
     broken: list[UserError] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for start in range(begin, len(domain), AHEAD):  # not all are kept at once
-            few = range(start, min(start + AHEAD, len(domain)))
-            for image in pool.map(lambda i: attempt(domain.read, i), few):
-                if isinstance(image, UserError):
-                    broken.append(image)
-                else:
-                    yield image
-                progress.update(1)
+        read, numbers = partial(attempt, domain.read), range(begin, len(domain))
+        for _, image in ahead(pool, read, numbers, AHEAD):
+            if isinstance(image, UserError):
+                broken.append(image)
+            else:
+                yield image
+            progress.update(1)
     if broken:
         names = " ".join(str(error) for error in broken[:5])
         raise UserError(f"{len(broken)} of {len(domain)} images are broken: {names}")
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[T], U], items: Iterable[T], count: int
+) -> Iterator[tuple[T, U]]:
+    """Each item with its result, in order, `count` items being computed ahead."""
+    rest = iter(items)
+    waiting = deque((item, pool.submit(function, item)) for item in islice(rest, count))
+    while waiting:
+        item, future = waiting.popleft()
+        waiting.extend((item, pool.submit(function, item)) for item in islice(rest, 1))
+        yield item, future.result()
 
 
 def check(domain: Domain, label: str) -> None:
@@ -133,32 +147,43 @@ def take(domain: Domain, index: np.ndarray) -> Domain:
     )
 
 
-def fingerprint(domain: Domain, *, read: bool = True) -> str:
-    """A digest of what a domain's images are made of, and of their order.
+def fingerprint(domain: Domain, label: str) -> str:
+    """A digest of all that a domain's images are made of, and of their order.
 
     Args:
       domain: whose.
-      read: all that is stored; else only files' names and sizes are looked at.
+      label: of the progress that is shown: files are read whole.
     """
     if isinstance(domain, np.ndarray):
         digest = hashlib.sha256(f"{domain.dtype} {domain.shape}".encode())
         for part in domain:
             digest.update(part.tobytes())
         return digest.hexdigest()
-    if not read:
-        return of_marks(map(domain.mark, range(len(domain))))
-    return _of_all(map(domain.stored, range(len(domain))))
+    progress, digest = Progress(label, len(domain), "images"), hashlib.sha256()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _, part in ahead(
+            pool,
+            lambda i: hashlib.sha256(domain.stored(i)).digest(),
+            range(len(domain)),
+            AHEAD,
+        ):
+            digest.update(part)
+            progress.update(1)
+    return digest.hexdigest()
+
+
+def unread(domain: Domain) -> str:
+    """As `fingerprint`, of files' names and sizes only; of arrays that itself."""
+    if isinstance(domain, np.ndarray):
+        return fingerprint(domain, "")
+    return of_marks(map(domain.mark, range(len(domain))))
 
 
 def of_marks(marks: Iterable[str]) -> str:
-    """The fingerprint, unread, of a domain whose images have these marks."""
-    return _of_all(mark.encode() for mark in marks)
-
-
-def _of_all(parts: Iterable[bytes]) -> str:
+    """What `unread` says of a domain whose images have these marks."""
     digest = hashlib.sha256()
-    for part in parts:
-        digest.update(hashlib.sha256(part).digest())
+    for mark in marks:
+        digest.update(hashlib.sha256(mark.encode()).digest())
     return digest.hexdigest()
 
 

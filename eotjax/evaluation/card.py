@@ -6,6 +6,7 @@ from pathlib import Path
 
 from eotjax import atomic
 from eotjax.artefact import export, stablehlo
+from eotjax.errors import UserError, reason
 from eotjax.evaluation import measures
 
 PLAN = ("epsilon", "entropy", "transport_cost", "marginal_error")
@@ -28,6 +29,17 @@ def data_name(config: Mapping) -> str:
     """What the data of a config is called."""
     data = config["data"]
     return data["name"] or Path(data["path"]).name or data["kind"]
+
+
+def sampler(sampling: Mapping) -> str:
+    """How translations are drawn, in words."""
+    usual = {"guidance": 1, "temperature": 1, "restart": 0, "path": False}
+    others = [
+        f", {name} {sampling[name]:g}"
+        for name, value in usual.items()
+        if sampling.get(name, value) != value
+    ]
+    return f"{sampling['steps']} steps of `{sampling['solver']}`{''.join(others)}"
 
 
 def autoencoder(description: Mapping) -> list[str]:
@@ -82,7 +94,7 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         ),
         f"- **Plan**: {figures(description['plan'])} (of the cost |x - y|^2 / 2; "
         "entropy 0 is a matching, 1 no plan)",
-        f"- **Sampling**: {sampling['steps']} steps of `{sampling['solver']}`",
+        f"- **Sampling**: {sampler(sampling)}",
         *autoencoder(description),
         "",
         "## Measures",
@@ -94,7 +106,7 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         tested = settings.get("data", name)
         lines += [
             f"{direction.capitalize()}, on the test sets of `{tested}`, by "
-            f"{way['steps']} steps of `{way['solver']}`:",
+            f"{sampler(way)}:",
             "",
         ]
         lines += [measures.table(result["rows"]), ""]
@@ -126,9 +138,20 @@ def text(description: Mapping, evaluation: Mapping) -> str:
 
 
 def measured(folder: Path) -> dict[str, dict]:
-    """What an artefact's evaluation.json says of each direction; nothing without."""
-    found = folder / "evaluation.json"
-    return json.loads(found.read_text()) if found.exists() else {}
+    """What an artefact's evaluation.json says of each direction; nothing without.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({reason(error)}); remove it, and evaluate again."
+        ) from error
 
 
 def write(folder: str | Path) -> None:

@@ -5,6 +5,7 @@ carries them. Nothing is downloaded.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,12 @@ class Seen(NamedTuple):
 
 
 Classify = Callable[[UInt8[np.ndarray, "n h w 3"]], Seen]
+
+
+def leave_triton_out() -> None:
+    """Before torchvision or timm, which import it: after TensorFlow that crashes."""
+    if "tensorflow" in sys.modules:
+        sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 
 @functools.cache
@@ -83,6 +90,7 @@ def _lite(weights: str | Path) -> Classify:
 
 
 def _timm(name: str, weights: str | Path) -> Classify:
+    leave_triton_out()
     import timm
     import torch
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 
-from eotjax import errors, parallel
+from eotjax import atomic, errors, parallel
 from eotjax.artefact.translator import Translator
 from eotjax.data import domains, images
 from eotjax.data.domains import DataSet
@@ -159,6 +159,7 @@ def report(
                 print(f"wrote {path}")
     if parallel.is_leader():
         path = folder / "evaluation.json"
-        path.write_text(json.dumps({**(earlier or {}), **results}, indent=2) + "\n")
+        told = json.dumps({**(earlier or {}), **results}, indent=2)
+        atomic.write_text(path, f"{told}\n")
         print(f"wrote {path}")
     return translations

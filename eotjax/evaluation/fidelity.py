@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from eotjax.errors import UserError
+from eotjax.evaluation.classifier import leave_triton_out
 
 # The names under which torch-fidelity and torchvision publish the weights.
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -152,6 +153,7 @@ def _vgg16(lpips: Path) -> Path:
 
 
 def _library() -> ModuleType:
+    leave_triton_out()
     try:
         import torch_fidelity
     except ImportError as error:

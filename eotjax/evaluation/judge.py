@@ -17,6 +17,7 @@ from eotjax.errors import require
 from eotjax.evaluation import classifier as classifiers
 from eotjax.evaluation import fidelity, measures
 from eotjax.evaluation.classifier import Classify, Seen
+from eotjax.progress import Progress
 from eotjax.transport import cost
 
 PCA_IMAGES = 512  # training targets that the principal components are fitted on
@@ -62,7 +63,8 @@ class Weights:
       lpips: file of weights.
       classifier: name of one, for its features: see `classifier.load`.
       classifier_weights: its file.
-      wanted: number of the class that translations should be taken for; -1 for none.
+      wanted: number of the class that translations should be taken for, backward the
+        class that they should no longer be; -1 for none.
     """
 
     inception: str | None = None
@@ -79,6 +81,11 @@ class Weights:
             classifier=c.classifier, classifier_weights=c.weights, wanted=c.wanted
         )
 
+    def find(self) -> None:
+        """Raises UserError where the classifier is not there."""
+        if self.classifier:
+            classifiers.load(self.classifier, self.classifier_weights)
+
     def check(self, shape: Shape) -> None:
         """Raises UserError where images of `shape` cannot be measured by these."""
         require(
@@ -87,8 +94,7 @@ class Weights:
             "classifier out.",
         )
         fidelity.check(shape, self.inception, self.lpips)
-        if self.classifier:
-            classifiers.load(self.classifier, self.classifier_weights)
+        self.find()
 
     @property
     def score(self) -> str:
@@ -176,8 +182,11 @@ class Judge:
         """Of all training targets."""
         count = len(self._splits.train_target)
         parts = np.split(np.arange(count), range(PCA_IMAGES, count, PCA_IMAGES))
-        seen = (self._look(self._training_targets(part)) for part in parts)
-        return np.concatenate([part.features for part in seen])
+        progress, features = Progress("looking at targets", count, "images"), []
+        for part in parts:
+            features.append(self._look(self._training_targets(part)).features)
+            progress.update(len(part))
+        return np.concatenate(features)
 
     def score(self, y: np.ndarray) -> float:
         """How far translations are from the targets, by `Weights.score`."""

@@ -1,5 +1,6 @@
 """Ending a run early without losing anything."""
 
+import ctypes
 import os
 import signal
 import socket
@@ -7,6 +8,22 @@ import threading
 
 import jax
 from jax.experimental import multihost_utils
+
+_handler_of = ctypes.CDLL(None).signal  # C's, whose handlers Python does not know
+_handler_of.argtypes, _handler_of.restype = (
+    (ctypes.c_int, ctypes.c_void_p),
+    ctypes.c_void_p,
+)
+_notice: int | None = None  # JAX's handler of SIGTERM
+
+
+def set_notice_aside() -> None:
+    """Lets SIGTERM end a process, one of several, at once while none takes steps.
+
+    JAX's own handler, which `jax.distributed.initialize` has set, only notes it.
+    """
+    global _notice
+    _notice = _handler_of(signal.SIGTERM, None)
 
 
 class Interruption:
@@ -24,6 +41,8 @@ class Interruption:
         self.asked = False  # by a signal, where one process trains
         numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
         self._before = {n: signal.signal(n, self._ask) for n in numbers}
+        if _notice and not numbers:
+            _handler_of(signal.SIGTERM, _notice)
         self._read, self._written = socket.socketpair()
         self._written.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(self._written.fileno())
@@ -33,6 +52,8 @@ class Interruption:
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if _notice and not self._before:
+            _handler_of(signal.SIGTERM, None)
         signal.set_wakeup_fd(self._wakeup)
         self._written.close()
 

@@ -109,7 +109,7 @@ def test_a_folder_is_told_from_others_by_names_and_sizes(image_folder, tmp_path)
     def mark(folder):
         names = domains.Four(*[folder.name] * 4)
         found = sources.folder(str(folder.parent), names, domains.Four(*[DECODE] * 4))
-        return domains.fingerprint(found.train_source, read=False)
+        return domains.unread(found.train_source)
 
     first = mark(image_folder / "trainA")
     elsewhere = shutil.copytree(image_folder / "trainA", tmp_path / "elsewhere")

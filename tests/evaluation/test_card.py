@@ -3,7 +3,10 @@
 import json
 import shutil
 
+import pytest
+
 from eotjax.artefact import export
+from eotjax.errors import UserError
 from eotjax.evaluation import card
 
 
@@ -57,3 +60,16 @@ def test_names_that_are_no_text_are_written_all_the_same(trained, tmp_path):
     path.write_text(json.dumps(description))
     card.write(artefact)
     assert "caf\\udce9" in (artefact / "README.md").read_text()
+
+
+def test_all_that_makes_the_sampler_another_is_told(trained):
+    sampling = export.describe(trained / "export")["config"]["sampling"]
+    assert card.sampler(sampling) == "2 steps of `ancestral`"
+    told = card.sampler(sampling | {"guidance": 1.5, "restart": 0.5, "path": True})
+    assert told == "2 steps of `ancestral`, guidance 1.5, restart 0.5, path 1"
+
+
+def test_a_damaged_evaluation_is_named(tmp_path):
+    (tmp_path / "evaluation.json").write_text('{"forward": ')
+    with pytest.raises(UserError, match=r"evaluation\.json is damaged .* remove it"):
+        card.measured(tmp_path)

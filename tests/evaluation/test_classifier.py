@@ -1,8 +1,12 @@
 """The classifier's features, and what translations are measured by with them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 import eotjax
 from eotjax.build import dataset
@@ -100,3 +104,39 @@ def test_a_translation_that_is_a_training_target_is_not_new(judging):
     assert row(judging, judging.source)["novelty"] > 0.5
     nearest = judging.nearest(known, judging.look(known))
     np.testing.assert_array_equal(nearest, known)
+
+
+TIMM = """
+import tensorflow  # before timm, as where TFDS has read the images
+import numpy as np
+from eotjax.evaluation import classifier
+
+path, seen = "PATH", np.load("PATH.npy")
+found = classifier.load("resnet10t", path + ".pth")(seen)
+np.savez(path, features=found.features, top1=found.top1)
+"""
+
+
+def test_a_model_of_timm_sees_as_timm_does(tmp_path):
+    """In a process of its own: which of its libraries came first matters."""
+    pytest.importorskip("tensorflow")
+    classifier.leave_triton_out()
+    import timm
+
+    torch.manual_seed(0)
+    original = timm.create_model("resnet10t").eval()
+    torch.save(original.state_dict(), tmp_path / "model.pth")
+    np.save(tmp_path / "model.npy", SOURCE)
+    program = TIMM.replace("PATH", str(tmp_path / "model"))
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
+    seen = np.load(tmp_path / "model.npz")
+    data = timm.data.resolve_model_data_config(original)
+    size = data["input_size"][1:][::-1]
+    pixels = [images.Image.fromarray(x).resize(size, 3) for x in SOURCE]
+    x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 255
+    mean, std = (torch.tensor(data[key])[:, None, None] for key in ("mean", "std"))
+    with torch.inference_mode():
+        logits = original((x - mean) / std)
+        pooled = original.forward_features((x - mean) / std).mean((2, 3))
+    np.testing.assert_array_equal(seen["top1"], logits.argmax(1))
+    np.testing.assert_allclose(seen["features"], pooled, atol=1e-4, rtol=1e-4)

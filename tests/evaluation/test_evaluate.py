@@ -10,11 +10,13 @@ import pytest
 import scipy.linalg
 import scipy.ndimage
 import scipy.spatial
+from PIL import Image
 
 import eotjax
 from eotjax import evaluate as command
 from eotjax import train
 from eotjax.build import dataset
+from eotjax.data import images
 from eotjax.evaluation import evaluate, judge, measures
 from eotjax.transport import cost
 
@@ -330,6 +332,9 @@ def test_both_directions_are_exported_and_judged_each_by_its_own_targets(
         assert (folder / f"{name}_backward.png").exists()
     for way in ("forward", "backward"):
         assert len(list((folder / "examples" / way).glob("*.png"))) == 8
+    with Image.open(folder / "examples" / "backward" / "00.png") as example:
+        first = dataset.load(smoke()).test_target[0]
+        np.testing.assert_array_equal(np.asarray(example), first)
     assert "and back" in (folder / "README.md").read_text()
     options = [f"--export={folder}", "--direction=backward", "--steps=1"]
     monkeypatch.setattr("sys.argv", ["evaluate", *options])
@@ -356,12 +361,14 @@ def test_weights_add_the_measures_that_need_them(trained, digits, monkeypatch):
     translator = eotjax.load(trained / "export")
     weights = judge.Weights(inception="i.pth", lpips="l.pth")
     judging = judge.Judge(translator, splits, weights=weights)
-    row = judging.row(judging.source, judging.look(judging.source))
+    y = judging.independent
+    row = judging.row(y, judging.look(y))
     assert (row["fid"], row["kid"], row["lpips"]) == (1.0, 2.0, 2.0)
     (made, wanted, inception), (source, again, file) = seen
-    np.testing.assert_array_equal(made, splits.test_source)
+    np.testing.assert_array_equal(made, images.to_uint8(y))
     np.testing.assert_array_equal(wanted, splits.test_target)
-    np.testing.assert_array_equal(source, again)
+    np.testing.assert_array_equal(source, splits.test_source)
+    np.testing.assert_array_equal(again, images.to_uint8(y))
     assert (inception, file) == ("i.pth", "l.pth")
 
 
@@ -404,3 +411,18 @@ def test_a_missing_file_of_weights_is_told_before_anything_is_loaded(
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(eotjax.UserError, match=r"no file none\.pth"):
         command.run()
+
+
+def test_the_best_step_is_chosen_by_validation_images(vectors):
+    config, asked = vectors(data__validation=0.2), []
+    splits = dataset.load(config)
+
+    class Same(eotjax.Translator):
+        def __call__(self, x, **_):
+            asked.append(x)
+            return x
+
+    same = Same(config, (3,), {}, lambda *_: None)
+    score = judge.selection(same, splits, judge.Weights())
+    score(same, {"forward": splits.test_source})
+    np.testing.assert_array_equal(asked[0], splits.valid_source)

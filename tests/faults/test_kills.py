@@ -5,7 +5,8 @@ import time
 
 import jax
 import numpy as np
-from runs import QUICKLY, begun, left
+import pytest
+from runs import QUICKLY, begun, left, wait_for
 
 STEPS = (
     *("--config.steps=60", "--config.checkpoint.every=2"),
@@ -18,19 +19,44 @@ def run(config, workdir):
     return begun(config.data.path, workdir, *STEPS, XLA_FLAGS=QUICKLY)
 
 
-def test_a_run_killed_again_and_again_ends_as_one_that_never_was(
-    vectors, tmp_path, request
+def test_a_run_killed_again_and_again_among_its_steps_ends_as_one_that_never_was(
+    vectors, tmp_path
 ):
-    """While it starts, compiles, saves, restores or exports, wherever that falls."""
-    wanted = 50 if request.config.getoption("--faults") else 3
+    """While it trains, saves or shows, wherever that falls."""
     config, rng = vectors(steps=60), np.random.default_rng(0)
-    start = time.monotonic()
     said, _ = run(config, tmp_path / "whole").communicate()
-    duration = time.monotonic() - start
     expected = left(config, tmp_path / "whole")
     assert [line["step"] for line in expected[0]] == list(range(1, 61)), said
 
-    kills, runs = 0, 0
+    workdir = tmp_path / "killed"
+    for count in sorted(rng.integers(1, 55, 3)):
+        process = run(config, workdir)
+        try:
+            wait_for(workdir / "metrics.jsonl", count, process)
+            time.sleep(rng.uniform(0, 0.3))
+        finally:
+            process.kill()
+        said, _ = process.communicate()
+        assert process.returncode == -9 and "Traceback" not in said, said
+    said, _ = run(config, workdir).communicate()
+    assert "going on from step" in said
+    jax.tree.map(np.testing.assert_array_equal, left(config, workdir), expected)
+
+
+def test_a_run_killed_at_any_moment_ends_as_one_that_never_was(
+    vectors, tmp_path, request
+):
+    """Also while it starts, compiles, restores or exports."""
+    if not request.config.getoption("--faults"):
+        pytest.skip("fifty kills: tried with --faults")
+    config, rng = vectors(steps=60), np.random.default_rng(0)
+    run(config, tmp_path / "first").communicate()  # which compiles for the others
+    start = time.monotonic()
+    run(config, tmp_path / "whole").communicate()
+    duration = time.monotonic() - start
+    expected = left(config, tmp_path / "whole")
+
+    kills, runs, wanted = 0, 0, 50
     while kills < wanted:
         workdir, runs = tmp_path / f"killed{runs}", runs + 1
         while True:

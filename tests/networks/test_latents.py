@@ -254,3 +254,23 @@ def test_a_run_goes_on_with_the_moments_it_began_with(
         if steps == 2:  # as one is told to where it is damaged
             path.unlink()
     assert "going on from step 2" in said
+
+
+def test_latents_of_other_views_or_weights_have_another_name(config):
+    kept = images.to_uint8(np.zeros((2, 24, 40, 3), np.float32))
+    space = latents.load(config.latent.weights)
+    first = encoding._digest(config, kept, "A", space)
+    assert encoding._digest(config, kept, "B", space) == first  # the same images
+    for key, value in (
+        ("image_size", (32, 16)),
+        ("crop_margin", 0),
+        ("fit", "stretch"),
+        ("channels", 1),
+        ("flip", not config.data.flip),
+    ):
+        other = config.copy_and_resolve_references()
+        other.data[key] = value
+        assert encoding._digest(other, kept, "A", space) != first, key
+    changed = space._replace(encoder=jax.tree.map(lambda x: x + 1, space.encoder))
+    assert encoding._digest(config, kept, "A", changed) != first
+    assert encoding._digest(config, kept[::-1] + 1, "A", space) != first

@@ -309,3 +309,15 @@ def test_training_on_unpaired_gaussians_recovers_their_entropic_plan():
     # Independent pairs would give every x the mean and covariance of all targets.
     assert np.abs(means - SHIFT).max(1)[1:].min() > 6 * 0.1
     assert np.abs(SLOPE @ SLOPE.T).max() > 4 * 0.08
+
+
+def test_a_step_of_no_finite_gradient_changes_nothing():
+    def rooted(params, inputs, t, label, key):
+        del t, label, key
+        return jnp.sqrt(params["w"]) * inputs  # of an infinite slope at 0
+
+    update = optimizer_of().update
+    begun = step.init({"w": jnp.array(0.0)}, update)
+    after, metrics = make_step(update, apply=rooted)(begun, 0.0)
+    assert np.isfinite(metrics["loss"]) and metrics["skipped"] == 1
+    assert after.params["w"] == 0

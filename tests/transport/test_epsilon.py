@@ -166,3 +166,32 @@ def test_the_whole_plan_is_that_of_one_dense_solve(
         )
     np.testing.assert_allclose(found.stats.dropped_mass, stats.dropped_mass, atol=1e-3)
     assert (stats.dropped_mass > 0.05) == (tau < 1)
+
+
+@pytest.mark.parametrize("method", ["whole", "entropic"])
+def test_a_config_finds_the_epsilon_of_its_entropy(vectors, method):
+    source, target = map(jnp.asarray, clouds())
+    config = vectors(
+        coupling__entropy=0.4,
+        coupling__relative="",
+        coupling__method=method,
+        coupling__group_size=48,
+        coupling__max_iterations=20_000,
+        batch_size=48,
+    )
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    sets = {"source": source, "target": target}
+    if method == "whole":
+        points = planning.all_points(config, spaces.pixels, sets, mesh)
+        trials = planning.WholeSets(config, points, mesh).trials()
+    else:
+        trials = planning.try_groups(config, spaces.pixels, [sets] * 2, (48, 48), mesh)
+    found = planning.find_epsilon(config, lambda: trials)
+    assert float(trials.entropic(found).entropy) == pytest.approx(0.4, abs=0.01)
+
+
+def test_a_plan_is_solved_as_its_config_says(vectors):
+    settings = planning.solver(
+        vectors(coupling__tau_source=0.9, coupling__tau_target=0.8)
+    )
+    assert (settings.tau_source, settings.tau_target) == (0.9, 0.8)
