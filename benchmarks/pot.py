@@ -44,7 +44,7 @@ def points(n: int) -> tuple[np.ndarray, np.ndarray]:
 def ours(source: np.ndarray, target: np.ndarray, epsilon: float) -> Callable[[], Any]:
     """Makes the cost matrix and solves, compiled."""
     x, y = jnp.asarray(source), jnp.asarray(target)
-    settings = sinkhorn.Solver(epsilon=epsilon, threshold=ERROR)
+    settings = sinkhorn.Settings(epsilon=epsilon, threshold=ERROR)
 
     @jax.jit
     def solve(x, y):

@@ -85,7 +85,7 @@ def batches(config: ConfigDict, splits: DataSet) -> Iterator[tuple[Tensor, Tenso
     lengths = (len(splits.train_source), len(splits.train_target))
     mesh = parallel.make_mesh()
     pair = planning.pair(
-        unpaired, cost.pixels, planning.solver(unpaired), lengths, mesh
+        unpaired, cost.pixels, planning.sinkhorn_settings(unpaired), lengths, mesh
     )
     stored = {
         "source": jnp.asarray(splits.train_source),

@@ -14,7 +14,7 @@ QUICK = 0.3
 
 
 def folder() -> Path:
-    """Of all that eotjax keeps: ~/.cache/eotjax, or below XDG_CACHE_HOME."""
+    """The folder of all that eotjax keeps: ~/.cache/eotjax, or below XDG_CACHE_HOME."""
     caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(caches) / "eotjax"
 

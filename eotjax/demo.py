@@ -208,7 +208,9 @@ def page(folder: str | Path, translator: Translator) -> Any:
                 0, precision=0, label="Seed", info="same seed, same answer"
             )
             guidance = gr.Slider(
-                *(0, sampling.guidance + 4, sampling.guidance),
+                minimum=0,
+                maximum=sampling.guidance + 4,
+                value=sampling.guidance,
                 step=0.1,
                 label="Guidance",
                 info="1: plain",
@@ -218,12 +220,16 @@ def page(folder: str | Path, translator: Translator) -> Any:
                 gr.Slider, step=0.05, visible=config.estimator.name == "bridge"
             )
             temperature = of_bridges(
-                *(0, max(1, sampling.temperature), sampling.temperature),
+                minimum=0,
+                maximum=max(1, sampling.temperature),
+                value=sampling.temperature,
                 label="Temperature",
                 info="of the noise; 1: all of it",
             )
             restart = of_bridges(
-                *(0, 0.95, sampling.restart),
+                minimum=0,
+                maximum=0.95,
+                value=sampling.restart,
                 label="Restart",
                 info="back to this time, and on again; 0: once",
             )

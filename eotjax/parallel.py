@@ -123,7 +123,7 @@ def shared_out(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def bytes_held(tree: PyTree, layouts: PyTree) -> int:
-    """Of arrays of a tree's shapes and types, laid out so, on each device."""
+    """Bytes on each device of arrays of a tree's shapes and types, laid out so."""
     sizes = jax.tree.map(
         lambda x, layout: math.prod(layout.shard_shape(x.shape)) * x.dtype.itemsize,
         tree,

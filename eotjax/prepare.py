@@ -90,7 +90,7 @@ class Run(NamedTuple):
             step=int(state.step),
             params=self.model(state),
             plan=plan_figures(self.workdir, self.config),
-            begun=run_folder.plan(self.workdir).begun,
+            begun=run_folder.measured(self.workdir).begun,
             fingerprints=self.splits.fingerprints,
             examples=examples(self.translator(state), self.splits),
         )
@@ -116,7 +116,7 @@ def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
     checks.check_config(config, mesh.size)
     wiring.check_names(config)
     run_folder.check(workdir, config)
-    known = run_folder.plan(workdir)
+    known = run_folder.measured(workdir)
     begun = known.begun or beginning.described(config.init)
     asked, config = config, config.copy_and_resolve_references()
     space = None
@@ -270,10 +270,10 @@ def device_data(
     config: ConfigDict, splits: DataSet, embed: cost.Embed, mesh: Mesh
 ) -> step.Data:
     """The whole training sets, and their points where the plan's cost needs them."""
-    whole = parallel.put(dataset.aligned(config, splits), parallel.replicated(mesh))
+    sets = parallel.put(dataset.aligned(config, splits), parallel.replicated(mesh))
     if config.coupling.method == "whole":
-        whole |= planning.all_points(config, embed, whole, mesh)
-    return whole
+        sets |= planning.all_points(config, embed, sets, mesh)
+    return sets
 
 
 def whole_plan(config: ConfigDict, sets: planning.WholeSets) -> whole.Plan:
@@ -308,7 +308,7 @@ def streamed(
     first = share * jax.process_index()
     batches = batch.stream(
         dataset.aligned(config, splits),
-        key_of_step=lambda number: batch.keys(config.seed, number)[0],
+        key_of_step=lambda number: batch.step_keys(config.seed, number).draw,
         batch_size=config.batch_size,
         steps=range(start, config.steps),
         rows=slice(first, first + share),

@@ -28,8 +28,13 @@ from eotjax.training.trace import Trace, seconds_of
 
 # Keys that a run may change when it goes on, and that its scores depend on.
 JUDGED = (
-    *(f"sampling.{key}" for key in ("solver", "steps", "path", "guidance")),
-    *("sampling.temperature", "sampling.restart", "judge."),
+    "sampling.solver",
+    "sampling.steps",
+    "sampling.path",
+    "sampling.guidance",
+    "sampling.temperature",
+    "sampling.restart",
+    "judge.",
 )
 
 

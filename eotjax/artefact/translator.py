@@ -23,7 +23,7 @@ class Translator:
     """Translates source images (or vectors) to the target domain, or back.
 
     Attributes:
-      config: of the run that trained it.
+      config: of the run that trained it, with the sampling that is in use.
       shape: (h, w, c) of an image or (d,) of a vector.
     """
 

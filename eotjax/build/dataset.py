@@ -112,7 +112,7 @@ class Side(NamedTuple):
 
 
 def kind(config: ConfigDict) -> str:
-    """Of the data: a set of TFDS may also lie there as the folders it is made from."""
+    """The kind of data; `folder` where a set of TFDS lies unpacked in data.path."""
     c = config.data
     place = remote.below(c.path, c.train_source)
     unpacked = c.kind == "tfds" and c.path and remote.is_folder(place)

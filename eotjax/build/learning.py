@@ -44,7 +44,7 @@ def needs_moments(config: ConfigDict) -> bool:
 
 
 def pieces(config: ConfigDict) -> int:
-    """That the network takes a batch in."""
+    """How many pieces the network takes a batch in."""
     return config.batch_size // (config.microbatch or config.batch_size)
 
 
@@ -117,10 +117,11 @@ def training(
             makes_pairs=config.refit.after > 0,
         )
 
-    pair = planning.pair(config, embed, planning.solver(config), lengths, mesh)
-    whole = parallel.replicated(mesh)
+    settings = planning.sinkhorn_settings(config)
+    pair = planning.pair(config, embed, settings, lengths, mesh)
+    replicated = parallel.replicated(mesh)
     abstract = jax.eval_shape(init)
-    layout = jax.tree.map(lambda _: whole, abstract)
+    layout = jax.tree.map(lambda _: replicated, abstract)
     if config.model.sharded:
         layout = layout._replace(
             **{
@@ -130,13 +131,13 @@ def training(
         )
 
     def gather(params: step.Params) -> step.Params:
-        return jax.lax.with_sharding_constraint(params, whole)
+        return jax.lax.with_sharding_constraint(params, replicated)
 
     def jitted(config: ConfigDict) -> Any:
         return jax.jit(
             train_step(config, shape, pair, gather),
-            in_shardings=(layout, whole if lengths else parallel.split(mesh)),
-            out_shardings=(layout, whole),
+            in_shardings=(layout, replicated if lengths else parallel.split(mesh)),
+            out_shardings=(layout, replicated),
             donate_argnums=0,  # the old state's memory serves the new one
         )
 
@@ -159,9 +160,13 @@ def flops(
     state: step.TrainState,
     data: step.Data,
 ) -> float:
-    """Of a step, lowered, over all devices: of several pieces XLA counts but one."""
-    whole = training.in_one.lower(state, data) if training.in_one else lowered
-    return parallel.flops(whole)
+    """FLOPs of one step over all devices.
+
+    XLA counts a loop's body once: a batch that is cut up is counted in one piece.
+    """
+    if training.in_one:
+        lowered = training.in_one.lower(state, data)
+    return parallel.flops(lowered)
 
 
 def rounds(config: ConfigDict, step: int) -> int:

@@ -21,7 +21,7 @@ from eotjax.diffusion.bridge import PairMoments
 from eotjax.training import refit
 from eotjax.transport import cost, pairing, sinkhorn, whole
 from eotjax.transport import epsilon as search
-from eotjax.transport.sinkhorn import PlanStats, Solver
+from eotjax.transport.sinkhorn import PlanStats, Settings
 from eotjax.transport.whole import Plan, RowBlocks
 
 CALIBRATION_STEPS = 4  # whose plans tell an epsilon's entropy
@@ -29,10 +29,12 @@ MOMENT_STEPS = 16  # whose pairs tell their moments
 VIEWS_AT_ONCE = 512
 
 
-def solver(config: ConfigDict, epsilon: float | Array | None = None) -> Solver:
+def sinkhorn_settings(
+    config: ConfigDict, epsilon: float | Array | None = None
+) -> Settings:
     """How plans are solved; with another epsilon, where one is given."""
     c = config.coupling
-    return Solver(
+    return Settings(
         epsilon=c.epsilon if epsilon is None else epsilon,
         threshold=c.threshold,
         max_iterations=c.max_iterations,
@@ -51,12 +53,15 @@ def view(config: ConfigDict) -> batch.View:
 def sample_views(config: ConfigDict, splits: DataSet) -> list[np.ndarray]:
     """Up to 512 images of each training set as training sees them."""
 
-    def side(domain: Domain, number: int) -> np.ndarray:
+    def side(domain: Domain, key: Array) -> np.ndarray:
         stored = jnp.asarray(domains.sample(domain, VIEWS_AT_ONCE))
-        key = batch.keys(config.seed, batch.LAST)[2 + number]
         return np.asarray(view(config)(key, stored, jnp.arange(len(stored))))
 
-    return [side(domain, number) for number, domain in enumerate(splits[:2])]
+    keys = batch.view_keys(config.seed)
+    return [
+        side(splits.train_source, keys.sample_source),
+        side(splits.train_target, keys.sample_target),
+    ]
 
 
 def embed(config: ConfigDict, splits: DataSet) -> cost.Embed:
@@ -71,7 +76,7 @@ def embed(config: ConfigDict, splits: DataSet) -> cost.Embed:
     return cost.pixels  # unused by features: the data has their points
 
 
-def couple(config: ConfigDict, settings: Solver) -> sinkhorn.Couple:
+def couple(config: ConfigDict, settings: Settings) -> sinkhorn.Couple:
     """How pairs are drawn, one plan a group."""
     if config.coupling.method == "independent":
         return sinkhorn.independent(config.coupling.draws)
@@ -81,7 +86,7 @@ def couple(config: ConfigDict, settings: Solver) -> sinkhorn.Couple:
 def pair(
     config: ConfigDict,
     embed: cost.Embed,
-    settings: Solver,
+    settings: Settings,
     lengths: tuple[int, int] | None,
     mesh: Mesh,
 ) -> pairing.Pairing:
@@ -109,7 +114,7 @@ def pair(
     if c.method == "whole":
         draw = pairing.over_the_sets(
             view=view(config),
-            solver=settings,
+            settings=settings,
             fixed_views=c.cost != "features",
             **step,
         )
@@ -148,7 +153,7 @@ def measure_moments(
     """The second moments of the very pairs that a run's first steps draw."""
     if held is None:
         held = nothing_held(config, lengths)
-    draw = pair(config, embed, solver(config), lengths, mesh)
+    draw = pair(config, embed, sinkhorn_settings(config), lengths, mesh)
 
     @jax.jit
     def moments(step, held, sets):
@@ -175,18 +180,17 @@ def all_points(config: ConfigDict, embed: cost.Embed, sets: Data, mesh: Mesh) ->
     def side(sets: Data, name: str) -> Array:
         views = partial(fixed_views(config), sets, name)
         count = config.coupling.copies * len(sets[name])
-        index = np.arange(-(-count // VIEWS_AT_ONCE) * VIEWS_AT_ONCE) % count
-        parts = jax.lax.map(
-            lambda rows: embed(views(rows)),
-            jnp.asarray(index.reshape(-1, VIEWS_AT_ONCE)),
+        return jax.lax.map(
+            lambda row: embed(views(row[None]))[0],
+            jnp.arange(count),
+            batch_size=VIEWS_AT_ONCE,
         )
-        return parts.reshape(len(index), -1)[:count]
 
-    whole = jax.jit(
+    both_sides = jax.jit(
         lambda sets: {f"{x}_points": side(sets, x) for x in ("source", "target")},
         out_shardings=parallel.replicated(mesh),
     )
-    return whole(sets)
+    return both_sides(sets)
 
 
 class WholeSets:
@@ -209,7 +213,7 @@ class WholeSets:
 
     def plan(self, epsilon: float) -> Plan:
         """The plan of an epsilon, in units of the cost."""
-        settings = solver(self._config, epsilon)
+        settings = sinkhorn_settings(self._config, epsilon)
         self._last = whole.solve(
             self.costs, settings, mesh=self._mesh, start=self._last
         )
@@ -253,7 +257,7 @@ def try_groups(
     def stats(method, epsilon, step, sets) -> PlanStats:
         tried = config.copy_and_resolve_references()
         tried.coupling.method = method
-        draw = pair(tried, embed, solver(config, epsilon), lengths, mesh)
+        draw = pair(tried, embed, sinkhorn_settings(config, epsilon), lengths, mesh)
         return jax.tree.map(jnp.mean, draw(step, empty, sets).stats)
 
     def mean_stats(method: str, epsilon: float) -> PlanStats:

@@ -188,11 +188,11 @@ def elsewhere(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def steps(folder: Path) -> int | None:
-    """Of the run that a folder belongs to; None where it belongs to none."""
+    """The `steps` of the run that a folder belongs to; None where there is none."""
     return config(folder).steps if (folder / "config.json").exists() else None
 
 
-class Plan(NamedTuple):
+class Measured(NamedTuple):
     """What a run found out about its plans, and goes on with wherever it is restarted.
 
     Attributes:
@@ -211,17 +211,17 @@ class Plan(NamedTuple):
     begun: str = ""
 
 
-def of(config: ConfigDict, data: tuple[str, ...], begun: str) -> Plan:
+def of(config: ConfigDict, data: tuple[str, ...], begun: str) -> Measured:
     """What a run's config, with all that was found, says; its data and beginning."""
     c = config.estimator
     moments = PairMoments(*c.moments) if c.moments else None
-    return Plan(config.coupling.epsilon, moments, c.spectrum, data, begun)
+    return Measured(config.coupling.epsilon, moments, c.spectrum, data, begun)
 
 
 def check_data(
-    folder: Path, config: ConfigDict, known: Plan, data: tuple[str, ...]
+    folder: Path, config: ConfigDict, known: Measured, data: tuple[str, ...]
 ) -> None:
-    """Refuses to go on with another `Plan.data` than that of a `known` run.
+    """Refuses to go on with another `Measured.data` than that of a `known` run.
 
     Raises:
       UserError: names what differs.
@@ -236,7 +236,7 @@ def check_data(
         )
 
 
-def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
+def claim(folder: Path, config: ConfigDict, found: Measured) -> None:
     """Writes the config and what was found into the folder, which it makes."""
     if parallel.is_leader():
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,15 +245,15 @@ def claim(folder: Path, config: ConfigDict, found: Plan) -> None:
         atomic.write_text(folder / "config.json", config.to_json(indent=2) + "\n")
 
 
-def plan(folder: Path) -> Plan:
+def measured(folder: Path) -> Measured:
     """What the run that the folder belongs to found; nothing where there is none."""
     path = folder / "plan.json"
     if not path.exists() or not (folder / "config.json").exists():
-        return Plan()
+        return Measured()
     try:
         found = json.loads(path.read_text())
         moments = found.get("moments")
-        return Plan(
+        return Measured(
             float(found["epsilon"]),
             PairMoments(*map(float, moments)) if moments else None,
             str(found.get("spectrum", "")),

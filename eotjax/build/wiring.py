@@ -26,7 +26,7 @@ AMPERE = 8.0  # the compute capability from which NVIDIA's GPUs have bfloat16
 
 
 def compute_dtype(config: ConfigDict) -> DTypeLike:
-    """Of the networks' computation: bfloat16 where the device has it, by default."""
+    """The networks' compute dtype: bfloat16 where the device has it, unless set."""
     dtype = config.model.dtype
     if dtype == "auto":
         device = jax.devices()[0]
@@ -209,10 +209,10 @@ def sampling(
     config: ConfigDict, shape: Shape, mesh: Mesh, done: int | None = None
 ) -> Callable[..., Array]:
     """`sample`, jitted over the mesh; the batch is a multiple of its devices."""
-    whole, cut = parallel.replicated(mesh), parallel.split(mesh)
+    replicated, cut = parallel.replicated(mesh), parallel.split(mesh)
     jitted = jax.jit(
         sample(config, shape, done),
-        in_shardings=(whole, whole, cut, cut, cut),
-        out_shardings=whole,
+        in_shardings=(replicated, replicated, cut, cut, cut),
+        out_shardings=replicated,
     )
     return lambda params, seed, *batch: jitted(params, seed, *parallel.put(batch, cut))

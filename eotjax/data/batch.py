@@ -1,6 +1,7 @@
 """The batch of a step as a pure function of the run's seed and the step's number."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,34 @@ View = Callable[[Key[Array, ""], Stored, Int[Array, "b"]], Float[Array, "b ..."]
 LAST = 0xFFFFFFFF  # a step that never comes: its keys are those of no other
 
 
-def keys(seed: int, step: int | Int[Array, ""]) -> Key[Array, "5"]:
-    """The keys of one step; the first one draws its batch."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step), 5)
+class StepKeys(NamedTuple):
+    """One key for each random choice of a step."""
+
+    draw: Key[Array, ""]  # of the batch
+    plan: Key[Array, ""]  # of pairs from it
+    time: Key[Array, ""]
+    noise: Key[Array, ""]
+    dropout: Key[Array, ""]
+
+
+def step_keys(seed: int, step: int | Int[Array, ""]) -> StepKeys:
+    """The keys of one step of a run."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return StepKeys(*jax.random.split(key, 5))
+
+
+class ViewKeys(NamedTuple):
+    """Keys outside any step: of the fixed views, and of a sample of views."""
+
+    source: Key[Array, ""]
+    target: Key[Array, ""]
+    sample_source: Key[Array, ""]
+    sample_target: Key[Array, ""]
+
+
+def view_keys(seed: int) -> ViewKeys:
+    """The keys of a run's views that are no step's."""
+    return ViewKeys(*step_keys(seed, LAST)[:4])
 
 
 def indices(

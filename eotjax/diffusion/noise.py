@@ -85,7 +85,7 @@ def coloured(
 
 
 def to_text(spectrum: Spectrum) -> str:
-    """In a word, for a config."""
+    """A spectrum as one word of text, for a config."""
     file = io.BytesIO()
     np.savez_compressed(file, **spectrum._asdict())
     return base64.b64encode(file.getvalue()).decode()

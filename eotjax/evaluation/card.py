@@ -67,7 +67,9 @@ def text(description: Mapping, evaluation: Mapping) -> str:
     both = estimator["direction"] == "both"
     of_images = len(shape) > 1
     things, arrays, warning = "vectors", "float32 [n, d]", ""
+    tags = "optimal-transport, diffusion"
     if of_images:
+        tags = f"image-to-image, {tags}"
         things, arrays = "images", "uint8 [n, h, w, c]"
         warning = ": it must not be taken for a photograph of what the source shows"
     source, target = data["train_source"], data["train_target"]
@@ -76,7 +78,7 @@ def text(description: Mapping, evaluation: Mapping) -> str:
         "---",
         f"license: {description['license']}",
         "library_name: eotjax",
-        f"tags: [{'image-to-image, ' * of_images}optimal-transport, diffusion]",
+        f"tags: [{tags}]",
         "---",
         "",
         f"# {name}: {source} to {target}" + (" and back" if both else ""),

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Key
 from eotjax.artefact.translator import Translator
 from eotjax.build import dataset
 from eotjax.build.checks import outlasts_a_step
-from eotjax.build.planning import solver
+from eotjax.build.planning import sinkhorn_settings
 from eotjax.data.domains import DataSet
 from eotjax.progress import Progress
 from eotjax.transport import known_plan, moments, sinkhorn
 from eotjax.transport.known_plan import KnownPlan
 from eotjax.transport.moments import Moments
-from eotjax.transport.sinkhorn import Solver
+from eotjax.transport.sinkhorn import Settings
 
 # (first, sources [n, d], count) -> that many targets of each source, [n, count, d];
 # the sources are those from number `first` on
@@ -65,7 +65,7 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
     if config.coupling.method == "entropic" and not outlasts_a_step(config):
         n = config.coupling.group_size
         some = splits.test_source[:n]
-        law = row_law(truth, some, keys[4], n=n, settings=solver(config))
+        law = row_law(truth, some, keys[4], n=n, settings=sinkhorn_settings(config))
         wanted = known_plan.conditional_moments(truth, jnp.asarray(some))
         rows["rows"] = _of_plan(target, wanted, law)
     settings = {
@@ -152,7 +152,7 @@ def row_law(
     key: Key[Array, ""],
     *,
     n: int,
-    settings: Solver,
+    settings: Settings,
 ) -> Moments:
     """Moments of the average row of each source over PLANS plans of n points a side.
 

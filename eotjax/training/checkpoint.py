@@ -82,7 +82,7 @@ class Checkpoints:
         return None if latest is None else int(latest.step)
 
     def steps(self) -> list[int]:
-        """Of all checkpoints, whole or being saved by this process, in order."""
+        """All checkpoints' steps, whole or being saved by this process, in order."""
         return sorted(int(found.step) for found in self._checkpointer.checkpoints)
 
     def forget_after(self, step: int) -> None:

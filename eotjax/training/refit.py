@@ -82,7 +82,7 @@ def mixed(
         drawn = draw(step, held, data)
         if made("source") not in data:
             return drawn
-        key = jax.random.fold_in(batch.keys(seed, step)[0], 1)
+        key = jax.random.fold_in(batch.step_keys(seed, step).draw, 1)
 
         def own(key, side, other):
             ends = data[made(other)]
@@ -125,7 +125,7 @@ def maker(
       seed: the run's.
       mesh: of all devices.
     """
-    whole, cut = parallel.replicated(mesh), parallel.split(mesh)
+    replicated, cut = parallel.replicated(mesh), parallel.split(mesh)
 
     def jitted(side: str):
         def send(params: PyTree, data: Data, number: UInt32[Array, ""], index: Array):
@@ -138,7 +138,9 @@ def maker(
             return bridge(params, keys, start, way).astype(jnp.float16)
 
         return jax.jit(
-            send, in_shardings=(whole, whole, None, cut), out_shardings=whole
+            send,
+            in_shardings=(replicated, replicated, None, cut),
+            out_shardings=replicated,
         )
 
     programs = {side: jitted(side) for side in SIDES}
@@ -151,7 +153,7 @@ def maker(
     ) -> Data | None:
         counts = {side: copies * len(data[side]) for side in SIDES}
         report = Progress("making pairs", sum(counts.values()), "images")
-        ends = {FIRST: parallel.put(np.int32(number * copies), whole)}
+        ends = {FIRST: parallel.put(np.int32(number * copies), replicated)}
         for side, other in (SIDES, SIDES[::-1]):
             parts = []
             for index, new in filled(counts[side], at_once):
@@ -161,7 +163,7 @@ def maker(
                 part = programs[side](params, data, jnp.uint32(number), rows)
                 parts.append(np.asarray(part)[:new])
                 report.update(new)
-            ends[made(other)] = parallel.put(np.concatenate(parts), whole)
+            ends[made(other)] = parallel.put(np.concatenate(parts), replicated)
         return ends
 
     return make

@@ -117,7 +117,7 @@ def make_train_step(
         return jax.lax.scan(add, nothing, (cut, jax.random.split(key, pieces)))[0]
 
     def train_step(state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
-        key_time, key_noise, key_net = batch.keys(seed, state.step)[2:]
+        _, _, key_time, key_noise, key_net = batch.step_keys(seed, state.step)
         pairs = pair(state.step, state.held, data)
         times = stratified_times(key_time, len(pairs.source))
         turned = (

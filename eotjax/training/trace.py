@@ -12,7 +12,7 @@ WARM = 10  # steps before it: the first ones compile, allocate and fill the cach
 
 
 def seconds_of(program: Callable[..., PyTree], *given: Any) -> float:
-    """That one call takes, the least of three after the first, which compiles."""
+    """Seconds of one call: the least of three, after one that compiles."""
     taken = []
     for _ in range(4):
         start = time.perf_counter()

@@ -18,7 +18,7 @@ from eotjax.data import batch
 from eotjax.data.batch import Data, View
 from eotjax.transport import sinkhorn
 from eotjax.transport.cost import Embed
-from eotjax.transport.sinkhorn import Couple, Pairs, PlanStats, Solver
+from eotjax.transport.sinkhorn import Couple, Pairs, PlanStats, Settings
 
 Held = Any  # what a run keeps of its plans between steps, a pytree
 Constrain = Callable[[Any], Any]  # lays arrays out over the devices
@@ -63,8 +63,8 @@ def within_batches(
     ids = jnp.arange(batch_size)
 
     def draw(step, held, data):
-        key_draw, key_plan = batch.keys(seed, step)[:2]
-        key_index, *view_keys = jax.random.split(key_draw, 3)
+        keys = batch.step_keys(seed, step)
+        key_index, *view_keys = jax.random.split(keys.draw, 3)
         index: tuple = (slice(None), slice(None))
         if lengths is not None:
             index = constrain(batch.indices(key_index, lengths, batch_size))
@@ -79,7 +79,7 @@ def within_batches(
             return grouped(images), grouped(points)
 
         (source, x), (target, y) = map(side, ("source", "target"), view_keys, index)
-        pairs, stats = couple(key_plan, x, y)
+        pairs, stats = couple(keys.plan, x, y)
         # Group by group: no device needs another's images.
         source, target = (
             jax.vmap(lambda images, rows: images[rows])(images, rows)
@@ -130,8 +130,8 @@ def over_steps(
     steps = group_size * draws // batch_size
 
     def draw(step, held, data):
-        key_draw, key_plan = batch.keys(seed, step // steps)[:2]
-        key_index, key_source, key_target = jax.random.split(key_draw, 3)
+        keys = batch.step_keys(seed, step // steps)
+        key_index, key_source, key_target = jax.random.split(keys.draw, 3)
         i, j = batch.indices(key_index, lengths, group_size)
 
         def points(name, key, index):
@@ -139,28 +139,27 @@ def over_steps(
             if given is not None:
                 return given[index]
 
-            def part(part):
-                rows, ids = constrain(part)
+            def embed_some(some):
+                rows, ids = constrain(some)
                 return embed(view(key, data[name][rows], ids))
 
             ids = jnp.arange(group_size)
             size = math.gcd(group_size, batch_size)  # images at once
             parts = jax.tree.map(lambda x: x.reshape(-1, size), (index, ids))
-            return jax.lax.map(part, parts).reshape(group_size, -1)
+            return jax.lax.map(embed_some, parts).reshape(group_size, -1)
 
         def solve():
             x, y = points("source", key_source, i), points("target", key_target, j)
-            return jax.tree.map(
-                lambda x: x[0], Pool(*couple(key_plan, x[None], y[None]))
-            )
+            one_group = couple(keys.plan, x[None], y[None])
+            return jax.tree.map(lambda leaf: leaf[0], Pool(*one_group))
 
         pool = jax.lax.cond(step % steps == 0, solve, lambda: held)
 
-        def part(rows):
+        def of_this_step(rows):
             first = (step % steps) * batch_size
             return constrain(jax.lax.dynamic_slice(rows, (first,), (batch_size,)))
 
-        rows, columns = map(part, pool.pairs)
+        rows, columns = map(of_this_step, pool.pairs)
         return Drawn(
             source=view(key_source, data["source"][i[rows]], rows),
             target=view(key_target, data["target"][j[columns]], columns),
@@ -178,7 +177,7 @@ def views_of_all(
 
     View number a is of stored image a % n; views n apart show the same image anew.
     """
-    key = batch.keys(seed, batch.LAST)[("source", "target").index(name)]
+    key = getattr(batch.view_keys(seed), name)
     stored = data[name]
     return view(key, stored[index % len(stored)], index)
 
@@ -186,7 +185,7 @@ def views_of_all(
 def over_the_sets(
     *,
     view: View,
-    solver: Solver,
+    settings: Settings,
     batch_size: int,
     fixed_views: bool,
     seed: int,
@@ -196,7 +195,7 @@ def over_the_sets(
 
     Args:
       view: of stored images.
-      solver: that the plan was solved with.
+      settings: that the plan was solved with.
       batch_size: pairs a step.
       fixed_views: the plan is between `views_of_all`, which training then sees; else
         between the stored images, of which training sees ever new views.
@@ -207,18 +206,18 @@ def over_the_sets(
     """
 
     def draw(step, held, data):
-        key_draw, key_plan = batch.keys(seed, step)[:2]
-        key_index, *view_keys = jax.random.split(key_draw, 3)
+        keys = batch.step_keys(seed, step)
+        key_index, *view_keys = jax.random.split(keys.draw, 3)
         x, y = data["source_points"], data["target_points"]
-        if solver.balanced:
+        if settings.balanced:
             i = jax.random.randint(key_index, (batch_size,), 0, len(x))
         else:
             i = jax.random.categorical(key_index, held.log_mass, shape=(batch_size,))
         i = constrain(i)
         logits = sinkhorn.row_logits(
-            sinkhorn.half_squared_distance(x[i], y), held.g, solver.epsilon
+            sinkhorn.half_squared_distance(x[i], y), held.g, settings.epsilon
         )
-        j = constrain(sinkhorn.draw_columns(key_plan, logits))
+        j = constrain(sinkhorn.draw_columns(keys.plan, logits))
 
         def images(name, key, index):
             if fixed_views:

@@ -28,7 +28,7 @@ with warnings.catch_warnings():
 MOMENTUM = acceleration.Momentum(start=20, error_threshold=0.5)  # type: ignore[call-arg]
 
 
-class Solver(NamedTuple):
+class Settings(NamedTuple):
     """How a plan is solved.
 
     Attributes:
@@ -110,27 +110,27 @@ def half_squared_distance(
 
 def solve(
     cost: geometry.Geometry | Float[Array, "n m"],
-    solver: Solver,
+    settings: Settings,
     start: tuple[Float[Array, "n"], Float[Array, "m"]] | None = None,
 ) -> Potentials:
     """Solves one entropic OT problem by Sinkhorn in the log domain.
 
     Args:
       cost: the matrix, or a geometry that knows log-sum-exps of C + epsilon log(n m).
-      solver: its settings.
+      settings: how.
       start: potentials (f, g) to begin from, such as those of a larger epsilon.
     """
     if not isinstance(cost, geometry.Geometry):
         # ott-jax takes the entropy against counting points: a plan that may drop mass
         # would keep more of it the more points there are.
-        against_product = cost + solver.epsilon * math.log(cost.size)
-        cost = geometry.Geometry(cost_matrix=against_product, epsilon=solver.epsilon)  # type: ignore[arg-type]
+        against_product = cost + settings.epsilon * math.log(cost.size)
+        cost = geometry.Geometry(cost_matrix=against_product, epsilon=settings.epsilon)  # type: ignore[arg-type]
     problem = linear_problem.LinearProblem(
-        cost, tau_a=solver.tau_source, tau_b=solver.tau_target
+        cost, tau_a=settings.tau_source, tau_b=settings.tau_target
     )
     run = sinkhorn.Sinkhorn(
-        threshold=solver.threshold,
-        max_iterations=solver.max_iterations,
+        threshold=settings.threshold,
+        max_iterations=settings.max_iterations,
         inner_iterations=5,
         momentum=MOMENTUM,
     )
@@ -140,7 +140,7 @@ def solve(
         f, g, errors = result.f, result.g, jnp.asarray(result.errors)
         checks = jnp.sum(errors != -1.0)
         error = errors[jnp.maximum(checks - 1, 0)]
-        if solver.balanced:  # over-relaxed potentials do not keep the rows: mend them
+        if settings.balanced:  # over-relaxed potentials do not keep the rows: mend them
             f = cost.update_potential(f, g, jnp.log(problem.a), axis=1)
             mended = jnp.max(sinkhorn.marginal_error(f, g, problem.b, cost))
             error = jnp.minimum(error, mended)  # never more, but for rounding
@@ -228,16 +228,16 @@ def of_all_rows(
 
 
 def describe(
-    found: Potentials, rows: Rows, solver: Solver
+    found: Potentials, rows: Rows, settings: Settings
 ) -> tuple[Float[Array, "n"], PlanStats]:
     """The logarithms of the rows' masses, and what the plan is like."""
     n, m = len(found.f), len(found.g)
-    log_mass = found.f / solver.epsilon + rows.log_mass - math.log(n)
+    log_mass = found.f / settings.epsilon + rows.log_mass - math.log(n)
     mass = jax.nn.softmax(log_mass)
     mean, std = of_all_rows(rows.mean, rows.variance)
     return log_mass, PlanStats(
         iterations=found.iterations,
-        converged=(found.error <= solver.threshold).astype(jnp.float32),
+        converged=(found.error <= settings.threshold).astype(jnp.float32),
         marginal_error=found.error,
         entropy=normalised_entropy(mass, rows.entropy, m),
         transport_cost=jnp.sum(mass * rows.cost),
@@ -257,7 +257,7 @@ def in_turn(n: int, draws: int) -> tuple[Int[Array, "k"], Int[Array, "k"]]:
     return (row + row // n) % n, row // n
 
 
-def entropic(solver: Solver, draws: int = 1) -> Couple:
+def entropic(settings: Settings, draws: int = 1) -> Couple:
     """Pairs drawn from one entropic plan a group: target j from row i of the plan.
 
     n * draws pairs a group. Balanced, the sources come `in_turn`, so their marginal is
@@ -267,15 +267,15 @@ def entropic(solver: Solver, draws: int = 1) -> Couple:
     def one_group(key, source, target):
         key_row, key_column = jax.random.split(key)
         cost = half_squared_distance(source, target)
-        found = solve(cost, solver)
-        rows = describe_rows(cost, found.g, solver.epsilon)
-        log_mass, stats = describe(found, rows, solver)
-        if solver.balanced:
+        found = solve(cost, settings)
+        rows = describe_rows(cost, found.g, settings.epsilon)
+        log_mass, stats = describe(found, rows, settings)
+        if settings.balanced:
             i, _ = in_turn(len(source), draws)
         else:
             shape = (draws * len(source),)
             i = jax.random.categorical(key_row, log_mass, shape=shape)
-        logits = row_logits(cost, found.g, solver.epsilon)
+        logits = row_logits(cost, found.g, settings.epsilon)
         return Pairs(i, draw_columns(key_column, logits[i])), stats
 
     def couple(key, source, target):
@@ -287,7 +287,7 @@ def entropic(solver: Solver, draws: int = 1) -> Couple:
 def independent_stats(
     mean: Float[Array, "n"], variance: Float[Array, "n"]
 ) -> PlanStats:
-    """Of all pairs with equal weights, whose cost has rows of these moments."""
+    """Those of all pairs with equal weights, of a cost whose rows have these moments."""
     cost, std = of_all_rows(mean, variance)
     return no_stats()._replace(
         converged=jnp.ones(()),

@@ -19,7 +19,7 @@ from ott.geometry import geometry
 
 from eotjax import parallel
 from eotjax.transport import sinkhorn
-from eotjax.transport.sinkhorn import PlanStats, Potentials, Solver
+from eotjax.transport.sinkhorn import PlanStats, Potentials, Settings
 
 CHUNK = 50  # iterations between two looks at the error
 DECAY = 4.0  # of epsilon, from stage to stage
@@ -147,19 +147,19 @@ def no_plan(n: int, m: int) -> Plan:
 
 
 def solve(
-    costs: RowBlocks, solver: Solver, *, mesh: Mesh, start: Plan | None = None
+    costs: RowBlocks, settings: Settings, *, mesh: Mesh, start: Plan | None = None
 ) -> Plan:
     """Solves the plan, from a large epsilon down, and prints how far it is.
 
     Args:
       costs: from `make_geometry`.
-      solver: its settings; epsilon must be a number.
+      settings: how; epsilon must be a number.
       mesh: of all devices.
       start: a plan of another epsilon to begin from.
     """
-    settings = solver._replace(epsilon=1.0)  # compiled once for all epsilons
+    common = settings._replace(epsilon=1.0)  # compiled once for all epsilons
     n, m = costs.shape
-    stages = [solver.epsilon]
+    stages = [settings.epsilon]
     if start is None:
         mean = float(independent_stats(costs, mesh).independent_cost)
         while stages[-1] * DECAY < mean / 10:
@@ -170,9 +170,9 @@ def solve(
     iterations, first = 0, time.monotonic()
     printed = first
     for epsilon in reversed(stages):
-        threshold = solver.threshold * (1 if epsilon == stages[0] else 10)
+        threshold = settings.threshold * (1 if epsilon == stages[0] else 10)
         while True:
-            found = _advance(costs, epsilon, potentials, settings, mesh)
+            found = _advance(costs, epsilon, potentials, common, mesh)
             potentials, error = (found.f, found.g), float(found.error)
             iterations += int(found.iterations)
             now = time.monotonic()
@@ -181,19 +181,19 @@ def solve(
                 print(
                     f"the whole plan, {n}x{m}: epsilon {epsilon:.3g}, {iterations} "
                     f"iterations, {iterations / (now - first):.1f}/s, marginal error "
-                    f"{error:.2g} (until {solver.threshold:.2g} at {stages[0]:.3g})",
+                    f"{error:.2g} (until {settings.threshold:.2g} at {stages[0]:.3g})",
                     flush=True,
                 )
             if error <= threshold or not np.isfinite(error):
                 break
-            if iterations >= solver.max_iterations:
+            if iterations >= settings.max_iterations:
                 break
     found = found._replace(iterations=jnp.float32(iterations))
-    return _describe(costs, stages[0], found, settings, mesh)
+    return _describe(costs, stages[0], found, common, mesh)
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _advance(costs, epsilon, start, settings: Solver, mesh: Mesh) -> Potentials:
+def _advance(costs, epsilon, start, settings: Settings, mesh: Mesh) -> Potentials:
     """CHUNK iterations, or fewer where the threshold is reached."""
     limited = settings._replace(epsilon=epsilon, max_iterations=CHUNK)
     costs = RowBlocks(costs.blocks, costs.target, costs.count, epsilon)
@@ -202,7 +202,7 @@ def _advance(costs, epsilon, start, settings: Solver, mesh: Mesh) -> Potentials:
 
 
 @partial(jax.jit, static_argnums=(3, 4))
-def _describe(costs, epsilon, found, settings: Solver, mesh: Mesh) -> Plan:
+def _describe(costs, epsilon, found, settings: Settings, mesh: Mesh) -> Plan:
     rows = costs.map_rows(lambda cost: sinkhorn.describe_rows(cost, found.g, epsilon))
     log_mass, stats = sinkhorn.describe(found, rows, settings._replace(epsilon=epsilon))
     plan = Plan(found.f, found.g, log_mass, stats)

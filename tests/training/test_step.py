@@ -41,7 +41,7 @@ def pair_with(draw, couple, group_size, seed=0):
     """Pairs of each step's independent draws."""
 
     def pair(number, held, data):
-        key_draw, key_plan = batch.keys(seed, number)[:2]
+        key_draw, key_plan = batch.step_keys(seed, number)[:2]
         source, target = draw(key_draw, data)
         groups = [x.reshape(-1, group_size, x.shape[1]) for x in (source, target)]
         pairs, stats = couple(key_plan, *groups)
@@ -78,7 +78,7 @@ def start():
 
 def test_loss_and_gradient_norm_are_those_of_numpy(start):
     _, metrics = make_step(optimizer_of().update)(start, 0.3)
-    source, target = map(np.asarray, draw_pairs(batch.keys(0, 0)[0], 0.3))
+    source, target = map(np.asarray, draw_pairs(batch.step_keys(0, 0).draw, 0.3))
     rest = 0.5 * source - target
     assert metrics["loss"] == pytest.approx(np.mean(rest**2), rel=1e-5)
     gradient = abs(2 * np.mean(rest * source))
@@ -118,8 +118,10 @@ def test_the_step_is_a_function_of_the_state_the_data_and_the_seed(start):
 
 
 def test_every_random_choice_of_a_step_has_a_key_of_its_own():
-    keys = [jax.random.key_data(batch.keys(*at)) for at in [(0, 0), (0, 1), (1, 0)]]
-    assert len(np.unique(np.concatenate(keys), axis=0)) == 15
+    keys = [key for at in [(0, 0), (0, 1), (1, 0)] for key in batch.step_keys(*at)]
+    keys += batch.view_keys(0)
+    words = {tuple(jax.random.key_data(key).tolist()) for key in keys}
+    assert len(words) == 15 + 4
 
 
 def test_training_lowers_the_loss_to_the_least_squares_solution(start):
@@ -279,7 +281,7 @@ def test_training_on_unpaired_gaussians_recovers_their_entropic_plan():
     train_step = make_step(
         update,
         pair=pair_with(
-            draw_gaussians, sinkhorn.entropic(sinkhorn.Solver(epsilon=1.0)), 256
+            draw_gaussians, sinkhorn.entropic(sinkhorn.Settings(epsilon=1.0)), 256
         ),
         estimator=score,
         apply=lambda params, *inputs: network.apply(params, *inputs[:3]),

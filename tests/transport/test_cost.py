@@ -152,11 +152,14 @@ def test_pairs_follow_the_features_and_not_the_images(with_features, draws):
     config, features = with_features(sizes=sizes, draws=draws, max_iterations=50_000)
     splits = dataset.load(config)
     mesh = parallel.make_mesh(jax.devices()[:1])
-    embed, solver = planning.embed(config, splits), planning.solver(config, 1e-3)
+    embed, settings = (
+        planning.embed(config, splits),
+        planning.sinkhorn_settings(config, 1e-3),
+    )
     data, drawn = prepare.device_data(config, splits, embed, mesh), {}
     for method in ("entropic", "independent"):
         config.coupling.method = method
-        pair = planning.pair(config, embed, solver, sizes, mesh)
+        pair = planning.pair(config, embed, settings, sizes, mesh)
         pairs = jax.jit(pair)(0, planning.nothing_held(config, sizes), data)
         drawn[method] = [np.asarray(x[:, 0], int) for x in pairs[:2]]
     (i, j), (all_i, all_j) = drawn["entropic"], drawn["independent"]
@@ -194,7 +197,7 @@ def test_a_whole_plan_of_features_is_between_the_images_own(with_features):
     np.testing.assert_array_equal(data["source_points"], source)
     assert planning.WholeSets(config, data, mesh).costs.shape == (30, 20)
     pair = planning.pair(
-        config, cost.pixels, planning.solver(config, 0.5), (30, 20), mesh
+        config, cost.pixels, planning.sinkhorn_settings(config, 0.5), (30, 20), mesh
     )
     held = planning.nothing_held(config, (30, 20))  # no potentials: the nearest target
     pairs = jax.jit(pair)(0, held, data)

@@ -25,10 +25,10 @@ def described(source, target):
 
     @jax.jit
     def describe(epsilon):
-        solver = sinkhorn.Solver(epsilon, max_iterations=20_000)
-        found = sinkhorn.solve(cost, solver)
+        settings = sinkhorn.Settings(epsilon, max_iterations=20_000)
+        found = sinkhorn.solve(cost, settings)
         rows = sinkhorn.describe_rows(cost, found.g, epsilon)
-        return sinkhorn.describe(found, rows, solver)[1]
+        return sinkhorn.describe(found, rows, settings)[1]
 
     return describe, float(cost.mean())
 
@@ -145,16 +145,16 @@ def test_the_whole_plan_is_that_of_one_dense_solve(
     source, target = map(jnp.asarray, clouds(n=301))
     target = target[:200]
     mesh = parallel.make_mesh(jax.devices()[:devices])
-    solver = sinkhorn.Solver(0.3, 1e-5, 5_000, tau, tau)
+    settings = sinkhorn.Settings(0.3, 1e-5, 5_000, tau, tau)
     costs = whole.make_geometry(source, target, mesh=mesh, dense_gib=dense_gib)
     devices, blocks, rows, _ = costs.blocks.shape
     assert blocks > 1 and devices * blocks * rows > 301
     assert (costs.target is None) == (dense_gib == 1)
-    found = whole.solve(costs, solver, mesh=mesh)
+    found = whole.solve(costs, settings, mesh=mesh)
     cost = sinkhorn.half_squared_distance(source, target)
-    expected = sinkhorn.solve(cost, solver)
-    rows = sinkhorn.describe_rows(cost, expected.g, solver.epsilon)
-    log_mass, stats = sinkhorn.describe(expected, rows, solver)
+    expected = sinkhorn.solve(cost, settings)
+    rows = sinkhorn.describe_rows(cost, expected.g, settings.epsilon)
+    log_mass, stats = sinkhorn.describe(expected, rows, settings)
     shift = found.f[0] - expected.f[0]  # the potentials' free constant
     np.testing.assert_allclose(found.f - shift, expected.f, atol=1e-3)
     np.testing.assert_allclose(found.g + shift, expected.g, atol=1e-3)
@@ -191,7 +191,7 @@ def test_a_config_finds_the_epsilon_of_its_entropy(vectors, method):
 
 
 def test_a_plan_is_solved_as_its_config_says(vectors):
-    settings = planning.solver(
+    settings = planning.sinkhorn_settings(
         vectors(coupling__tau_source=0.9, coupling__tau_target=0.8)
     )
     assert (settings.tau_source, settings.tau_target) == (0.9, 0.8)

@@ -43,7 +43,7 @@ def test_a_discrete_plan_of_many_points_comes_to_the_closed_form(covariance):
     hidden = known_plan.sample_mixture(keys[1], truth.source, n)
     y = known_plan.sample(keys[2], truth, hidden)
     cost = sinkhorn.half_squared_distance(x, y)
-    found = jax.jit(sinkhorn.solve, static_argnums=1)(cost, sinkhorn.Solver(1.0))
+    found = jax.jit(sinkhorn.solve, static_argnums=1)(cost, sinkhorn.Settings(1.0))
     rows, _ = sinkhorn.log_rows(cost, found.g, 1.0)
     exact = known_plan.conditional_moments(truth, x).mean
     wrong = jnp.mean(jnp.sum((jnp.exp(rows) @ y - exact) ** 2, 1))

@@ -17,7 +17,7 @@ from eotjax.errors import UserError
 from eotjax.transport import cost, pairing, sinkhorn, whole
 
 SIZES = (40, 30)  # of the training sets
-TINY = sinkhorn.Solver(epsilon=1e-3, threshold=1e-3, max_iterations=50_000)
+TINY = sinkhorn.Settings(epsilon=1e-3, threshold=1e-3, max_iterations=50_000)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def equal(a, b):
 @pytest.mark.parametrize(("group_size", "draws"), [(16, 3), (4, 6)])
 def test_each_point_of_a_plan_is_used_once_in_every_pass(group_size, draws):
     batch_size = 8
-    couple = sinkhorn.entropic(sinkhorn.Solver(1.0), draws)
+    couple = sinkhorn.entropic(sinkhorn.Settings(1.0), draws)
     pair, held = pair_over(
         couple, batch_size=batch_size, group_size=group_size, draws=draws
     )
@@ -204,9 +204,9 @@ def test_the_views_that_are_paired_are_those_that_the_plan_was_between():
 
 def test_partners_are_drawn_with_the_frequencies_of_the_plan(pot):
     n, draws, epsilon = 4, 6_000, 0.7
-    solver = sinkhorn.Solver(epsilon, threshold=1e-5)
+    settings = sinkhorn.Settings(epsilon, threshold=1e-5)
     pair, held = pair_over(
-        sinkhorn.entropic(solver, draws), batch_size=8_000, group_size=n, draws=draws
+        sinkhorn.entropic(settings, draws), batch_size=8_000, group_size=n, draws=draws
     )
     source, target, _ = run(pair, held, clouds(), range(3))
     i, j = ids_of(source), ids_of(target)
@@ -226,7 +226,7 @@ def test_partners_are_drawn_with_the_frequencies_of_the_plan(pot):
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit_from_what_it_held():
-    couple = sinkhorn.entropic(sinkhorn.Solver(1.0), 3)
+    couple = sinkhorn.entropic(sinkhorn.Settings(1.0), 3)
     shape = {"batch_size": 8, "group_size": 16, "draws": 3}
     pair, empty = pair_over(couple, **shape)
     source, target, held = run(pair, empty, clouds(), range(12))
@@ -274,11 +274,11 @@ def test_the_cost_is_taken_between_the_points_that_the_data_brings():
     assert np.mean(matched) > n
 
 
-def pair_sets(solver, batch_size, *, fixed_views, constrain=lambda x: x):
+def pair_sets(settings, batch_size, *, fixed_views, constrain=lambda x: x):
     return jax.jit(
         pairing.over_the_sets(
             view=view,
-            solver=solver,
+            settings=settings,
             batch_size=batch_size,
             fixed_views=fixed_views,
             seed=0,
@@ -290,13 +290,13 @@ def pair_sets(solver, batch_size, *, fixed_views, constrain=lambda x: x):
 @pytest.mark.parametrize("tau", [1.0, 0.6])
 def test_pairs_of_the_sets_have_the_frequencies_of_their_plan(pot, tau):
     sizes, count, epsilon = (7, 5), 40_000, 0.5
-    solver = sinkhorn.Solver(epsilon, 1e-5, 5_000, tau, tau)
+    settings = sinkhorn.Settings(epsilon, 1e-5, 5_000, tau, tau)
     mesh = parallel.make_mesh(jax.devices()[:1])
     costs = whole.make_geometry(*clouds(sizes).values(), mesh=mesh, dense_gib=1)
-    held = whole.solve(costs, solver, mesh=mesh)
+    held = whole.solve(costs, settings, mesh=mesh)
     a, b = (np.full(n, 1 / n) for n in sizes)
     cost = half_cost(*clouds(sizes).values())
-    if solver.balanced:
+    if settings.balanced:
         expected = pot.sinkhorn(a, b, cost, epsilon, stopThr=1e-12)
     else:
         rho = epsilon * tau / (1 - tau)
@@ -309,7 +309,7 @@ def test_pairs_of_the_sets_have_the_frequencies_of_their_plan(pot, tau):
         data[name] = jnp.arange(n, dtype=jnp.float32)[:, None]
     pair = pairing.over_the_sets(
         view=lambda key, stored, ids: stored,
-        solver=solver,
+        settings=settings,
         batch_size=count,
         fixed_views=False,
         seed=0,
@@ -333,7 +333,7 @@ def test_copies_are_views_that_stay_the_same_where_they_are_fixed(fixed_views):
         for name, x in data.items()
     }
     held = whole.no_plan(*map(len, points.values()))
-    pair = pair_sets(sinkhorn.Solver(9.0), batch_size, fixed_views=fixed_views)
+    pair = pair_sets(sinkhorn.Settings(9.0), batch_size, fixed_views=fixed_views)
     source, target, _ = run(pair, held, data | points, range(4))
     for views, name in ((source, "source"), (target, "target")):
         different = np.unique(views, axis=0)
@@ -365,7 +365,7 @@ def test_training_sees_the_very_views_that_the_whole_plan_is_between(smoke):
         "source_points": 18,
         "target_points": 14,
     }
-    pair = planning.pair(config, cost.pixels, sinkhorn.Solver(0.01), (9, 7), mesh)
+    pair = planning.pair(config, cost.pixels, sinkhorn.Settings(0.01), (9, 7), mesh)
     held = planning.nothing_held(config, (9, 7))  # no potentials: the nearest target
     assert (len(held.f), len(held.g)) == (18, 14)
     drawn = jax.jit(pair)(0, held, sets | points)
@@ -385,9 +385,9 @@ def test_pairs_are_the_same_on_one_device_and_on_eight(kind):
         data, mesh = clouds(), parallel.make_mesh(jax.devices()[:devices])
         constrain = partial(parallel.constrain_batch, mesh)
         if kind == "over_the_sets":
-            solver, held = sinkhorn.Solver(0.5), whole.no_plan(*SIZES)
+            settings, held = sinkhorn.Settings(0.5), whole.no_plan(*SIZES)
             data |= {f"{name}_points": x for name, x in data.items()}
-            pair = pair_sets(solver, 16, fixed_views=True, constrain=constrain)
+            pair = pair_sets(settings, 16, fixed_views=True, constrain=constrain)
         else:  # a group smaller than the devices are many
             shape = {"batch_size": 16, "group_size": 4, "draws": 8}
             pair, held = pair_over(nearest, **shape, constrain=constrain)

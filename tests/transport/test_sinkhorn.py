@@ -35,15 +35,15 @@ def cost_matrix(n, m, seed=0):
 
 
 def settings_of(**settings):
-    """A solver, as tight as float32 can."""
+    """As tight as float32 can."""
     tight = {"threshold": 1e-5, "max_iterations": 20_000}
-    return sinkhorn.Solver(**tight | settings)
+    return sinkhorn.Settings(**tight | settings)
 
 
 @functools.cache
 def compiled(settings):
     """`solve` compiled once for all tests alike."""
-    return jax.jit(functools.partial(sinkhorn.solve, solver=settings))
+    return jax.jit(functools.partial(sinkhorn.solve, settings=settings))
 
 
 def plan(cost, **settings):
@@ -56,7 +56,7 @@ def plan(cost, **settings):
 
 def entropic(**settings):
     """`entropic` with these settings, jitted."""
-    return jax.jit(sinkhorn.entropic(sinkhorn.Solver(**settings)))
+    return jax.jit(sinkhorn.entropic(sinkhorn.Settings(**settings)))
 
 
 def entropy_of(plan):
