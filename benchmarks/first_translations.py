@@ -41,7 +41,7 @@ def run() -> int:
     if arguments.classifier:
         weights = dataclasses.replace(weights, classifier=arguments.classifier)
     splits = dataset.load(config)
-    source = splits.test_source[: arguments.count]
+    source = splits.source.test[: arguments.count]
     translated = translator(source, progress=True)
     judge = Judge(translator, splits, weights=weights)
     y = images.to_float(translated)

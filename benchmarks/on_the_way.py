@@ -41,7 +41,7 @@ def run() -> int:
     translator = export.load_named(arguments)
     if arguments.data_path:
         translator.config.data.path = arguments.data_path
-    source = dataset.load(translator.config).test_source[: arguments.count]
+    source = dataset.load(translator.config).source.test[: arguments.count]
     if arguments.times:
         ways = [stopped(translator, share)(source) for share in SHARES]
         rows = [np.stack(row) for row in zip(source, *ways, strict=True)]

@@ -99,12 +99,12 @@ def setting(case: Case) -> Setting:
     splits = dataset.load(config)
     embed = planning.embed(config, splits)
     data = prepare.device_data(config, splits, embed, mesh)
-    lengths = (len(splits.train_source), len(splits.train_target))
+    lengths = (len(splits.source.train), len(splits.target.train))
     batches = [data] * planning.CALIBRATION_STEPS
     epsilon = planning.find_epsilon(
         config, lambda: planning.try_groups(config, embed, batches, lengths, mesh)
     )
-    shape = dataset.sample_shape(config, splits)
+    shape = dataset.sample_shape(config, splits.source.train)
     return Setting(planning.with_epsilon(config, epsilon), shape, data, lengths)
 
 

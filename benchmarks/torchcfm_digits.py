@@ -82,14 +82,14 @@ def batches(config: ConfigDict, splits: DataSet) -> Iterator[tuple[Tensor, Tenso
     """The draws of eotjax's steps before they are paired: [b, c, h, w], two each."""
     unpaired = config.copy_and_resolve_references()
     unpaired.coupling.method = "independent"
-    lengths = (len(splits.train_source), len(splits.train_target))
+    lengths = (len(splits.source.train), len(splits.target.train))
     mesh = parallel.make_mesh()
     pair = planning.pair(
         unpaired, cost.pixels, planning.sinkhorn_settings(unpaired), lengths, mesh
     )
     stored = {
-        "source": jnp.asarray(splits.train_source),
-        "target": jnp.asarray(splits.train_target),
+        "source": jnp.asarray(splits.source.train),
+        "target": jnp.asarray(splits.target.train),
     }
     draw = jax.jit(lambda step: pair(step, (), stored)[:2])
     for step in itertools.count():
@@ -128,7 +128,7 @@ def train_torchcfm(
     torch.manual_seed(config.seed)
     np.random.seed(config.seed)  # torchcfm draws its pairs by it
     c = config.optimizer
-    net = network(config, dataset.sample_shape(config, splits))
+    net = network(config, dataset.sample_shape(config, splits.source.train))
     average = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.Adam(net.parameters(), betas=(0.9, 0.99), fused=True)
     matcher = ExactOptimalTransportConditionalFlowMatcher(sigma=0.0)
@@ -267,7 +267,7 @@ def main() -> int:
     config.seed = arguments.seed
     config.steps = arguments.eotjax_steps or config.steps
     splits = dataset.load(config)
-    shape = dataset.sample_shape(config, splits)
+    shape = dataset.sample_shape(config, splits.source.train)
     step_counts = (arguments.sample_steps, 2 * arguments.sample_steps)
     runs: dict[str, Run] = {}
     rows: dict[str, measures.Row] = {}

@@ -132,7 +132,7 @@ def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
         run_folder.check_data(workdir, config, known, (*marks, *beside))
 
     splits = dataset.load(config, approve=approve)
-    shape = dataset.sample_shape(config, splits)
+    shape = dataset.sample_shape(config, splits.source.train)
     judging.check(shape)
     trained, fits = splits, splits.resident
     if space is not None:
@@ -142,7 +142,7 @@ def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
         dataset.aligned(config, splits)  # before hours of encoding
         trained, space = encoding.encoded(config, splits, space)
         space = parallel.put(space, parallel.replicated(mesh))
-    lengths = (len(splits.train_source), len(splits.train_target))
+    lengths = (len(splits.source.train), len(splits.target.train))
     print(told(config, splits, shape, trained.resident))
     resident = lengths if trained.resident else None
     embed = planning.embed(config, trained)
@@ -256,13 +256,14 @@ def tell_parameters(params: step.Params, workdir: Path | None) -> None:
 
 def told(config: ConfigDict, splits: DataSet, shape: Shape, resident: bool) -> str:
     """The data set in a line."""
-    counts = [len(x) for x in (*splits[:4], splits.valid_source, splits.valid_target)]
-    valid = f"validation {counts[4]}, {counts[5]}; " if counts[4] else ""
+    source, target = splits.source, splits.target
+    valid = f"validation {len(source.valid)}, {len(target.valid)}; "
     what = "latents " if config.latent.weights else ""
     where = what + ("on the device" if resident else "streamed")
     return (
-        f"data: train {counts[0]} source, {counts[1]} target; {valid}"
-        f"test {counts[2]}, {counts[3]}; {'x'.join(map(str, shape))}, {where}"
+        f"data: train {len(source.train)} source, {len(target.train)} target; "
+        f"{valid if len(source.valid) else ''}test {len(source.test)}, "
+        f"{len(target.test)}; {'x'.join(map(str, shape))}, {where}"
     )
 
 
@@ -336,6 +337,6 @@ def examples(translator: Translator, splits: DataSet) -> dict[str, np.ndarray]:
     if len(translator.shape) == 1:
         return {}
     return {
-        way: judge.turned(splits, way).test_source[:EXAMPLES]
+        way: judge.turned(splits, way).source.test[:EXAMPLES]
         for way in translator.directions
     }

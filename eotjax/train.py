@@ -82,7 +82,7 @@ class Viewer:
             self.writer.scalars(done, {self.weights.score: score}, logging.SCORES)
         if len(run.shape) == 1:
             return
-        sources = run.splits.test_source[: run.config.sampling.grid]
+        sources = run.splits.source.test[: run.config.sampling.grid]
         translated = (
             images.to_uint8(known["forward"][: len(sources)])
             if known
@@ -263,7 +263,7 @@ def report_best(run: Run, weights: judge.Weights) -> None:
     folder, best, splits = run.workdir / "best", step_of_best(run.workdir), run.splits
     if best is None:
         return
-    validated = judge.chosen_by(splits)[0] is splits.valid_source
+    validated = judge.chosen_by(splits)[0] is splits.source.valid
     flattering = "test sets (so its figures flatter; the last step's do not)"
     print(
         f"best: step {best} in {folder}, by {weights.score} on the "

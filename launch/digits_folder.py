@@ -11,7 +11,7 @@ from eotjax.data import images
 def main(folder: Path) -> None:
     splits = dataset.load(digits.get_config())
     folder.mkdir(parents=True, exist_ok=True)
-    for index, image in enumerate(splits.test_source[::8]):
+    for index, image in enumerate(splits.source.test[::8]):
         images.write(folder / f"two_{index:02d}.png", image)
 
 

@@ -85,9 +85,9 @@ def final_state(config, workdir):
     """The newest checkpoint: parameters, their average, the optimiser's state."""
     mesh = parallel.make_mesh()
     splits = dataset.load(config)
-    shape = dataset.sample_shape(config, splits)
+    shape = dataset.sample_shape(config, splits.source.train)
     config = planning.with_epsilon(config, 1.0)
-    lengths = (len(splits.train_source), len(splits.train_target))
+    lengths = (len(splits.source.train), len(splits.target.train))
     state = jax.eval_shape(learning.training(config, shape, lengths, mesh).init)
     layout = parallel.replicated(mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)

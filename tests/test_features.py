@@ -69,7 +69,7 @@ def test_rows_are_in_the_order_of_names_and_of_length_one(photographs, tmp_path)
     config.data.image_size = (16, 16)
     splits = dataset.load(config)  # cuts test and validation images from both
     points = dataset.aligned(config, splits)["source_points"]
-    assert angles(points) == splits.train_source[:, 0, 0, 0].tolist()
+    assert angles(points) == splits.source.train[:, 0, 0, 0].tolist()
 
 
 def test_features_of_other_images_are_refused(photographs, tmp_path):

@@ -25,11 +25,11 @@ def built(config, devices):
 def build(config, devices):
     config = planning.with_epsilon(config, config.coupling.epsilon)
     splits = dataset.load(config)
-    shape = dataset.sample_shape(config, splits)
-    lengths = (len(splits.train_source), len(splits.train_target))
+    shape = dataset.sample_shape(config, splits.source.train)
+    lengths = (len(splits.source.train), len(splits.target.train))
     mesh = parallel.make_mesh(jax.devices()[:devices])
     training = learning.training(config, shape, lengths, mesh)
-    arrays = {"source": splits.train_source, "target": splits.train_target}
+    arrays = {"source": splits.source.train, "target": splits.target.train}
     return training, parallel.put(arrays, parallel.replicated(mesh))
 
 

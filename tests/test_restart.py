@@ -259,7 +259,7 @@ def test_a_stopped_run_is_exported_and_goes_on_bit_for_bit(
     # What does not touch its course may change.
     config = smoke(sampling__grid=3, log_every=1, data__device_gib=3)
     assert train.train(config, run)
-    assert asked == [len(dataset.load(smoke()).test_source)]  # once
+    assert asked == [len(dataset.load(smoke()).source.test)]  # once
     assert json.loads((run / "config.json").read_text())["sampling"]["grid"] == 3
     states = [final_state(smoke(), workdir) for workdir in (trained, run)]
     jax.tree.map(np.testing.assert_array_equal, *states)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from eotjax import arrays, remote
 from eotjax.build.checks import Shape, check_arrays, check_shape
 from eotjax.data import batch, domains, images, sources
-from eotjax.data.domains import DataSet, Domain, Four
+from eotjax.data.domains import DataSet, Domain, Four, Side
 from eotjax.errors import UserError, choose, gather, require
 from eotjax.transport import known_plan
 from eotjax.transport.known_plan import KnownPlan
@@ -58,43 +58,39 @@ def load(
     sources.check_not_empty(splits, names)
     if isinstance(splits.train_source, np.ndarray):
         check_arrays(config, splits.train_source)
-    check_shape(config, sample_shape(config, splits))  # before minutes of decoding
+    # Before minutes of decoding.
+    check_shape(config, sample_shape(config, splits.train_source))
 
     sides = [
         cut(splits[side], splits[2 + side], c.validation, names[side::2])
         for side in range(2)
     ]
-    train = [side.train for side in sides]
-    marks = tuple(domains.unread(x) for x in train)
-    approve(marks)
+    marks = [domains.unread(side.train) for side in sides]
+    approve(tuple(marks))
     one = np.prod((*stored, c.channels))  # bytes
-    if isinstance(train[0], np.ndarray):
-        one = train[0][0].nbytes
-    resident = bool(one * sum(map(len, train)) <= c.device_gib * 2**30)
-    held_out = [*(side.valid for side in sides), *(side.test for side in sides)]
-    reads = list(zip(held_out, names, strict=True))
-    if resident and not config.latent.weights:  # latents have files of their own
-        reads = [*zip(train, names[:2], strict=True), *reads]
-    found = gather(partial(domains.read_all, *read) for read in reads)
-    train = [*found[:-4]] or train
-    valid, test = (
-        [centred(x, size) for x in sets] for sets in (found[-4:-2], found[-2:])
-    )
-    if c.tint:
-        valid, test = (
-            [tint_test(x) if len(x) else x for x in sets] for sets in (valid, test)
+    if isinstance(sides[0].train, np.ndarray):
+        one = sides[0].train[0].nbytes
+    count = sum(len(side.train) for side in sides)
+    resident = bool(one * count <= c.device_gib * 2**30)
+
+    def decoded(side: Cut, fingerprint: str, names: tuple[str, ...]) -> Side:
+        """With all in memory that has to be, and what is held out as it is shown."""
+        reads = [(side.valid, names[0]), (side.test, names[1])]
+        if resident and not config.latent.weights:  # latents have files of their own
+            reads.append((side.train, names[0]))
+        valid, test, *train = gather(partial(domains.read_all, *x) for x in reads)
+        valid, test = (centred(x, size) for x in (valid, test))
+        if c.tint:
+            valid, test = (tint_test(x) if len(x) else x for x in (valid, test))
+        return Side(
+            train[0] if train else side.train, valid, test, side.trained, fingerprint
         )
-    return DataSet(
-        train[0],
-        train[1],
-        test[0],
-        test[1],
-        resident,
-        valid[0],
-        valid[1],
-        (sides[0].trained, sides[1].trained),
-        (marks[0], marks[1]),
+
+    source, target = gather(
+        partial(decoded, side, marks[number], names[number::2])
+        for number, side in enumerate(sides)
     )
+    return DataSet(source, target, resident)
 
 
 def centred(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -102,13 +98,13 @@ def centred(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return images.centre(x, size) if x.ndim == 4 else x
 
 
-class Side(NamedTuple):
-    """One domain's sets."""
+class Cut(NamedTuple):
+    """One domain's sets, not yet decoded."""
 
-    train: domains.Domain
-    valid: domains.Domain
-    test: domains.Domain
-    trained: np.ndarray  # bool, of all that is stored to train on
+    train: Domain
+    valid: Domain
+    test: Domain
+    trained: np.ndarray  # bool, which of all that is stored to train on
 
 
 def kind(config: ConfigDict) -> str:
@@ -121,7 +117,7 @@ def kind(config: ConfigDict) -> str:
 
 def cut(
     stored: domains.Domain, test: domains.Domain, share: float, names: tuple[str, ...]
-) -> Side:
+) -> Cut:
     """Holds out a share of the training images to validate on, evenly spread.
 
     And TEST_SHARE of them, before, where there are no test images.
@@ -159,7 +155,7 @@ def cut(
     )
     valid, rows = domains.take(stored, rows[held]), np.delete(rows, held)
     trained = np.isin(np.arange(len(stored)), rows)
-    return Side(domains.take(stored, rows), valid, test, trained)
+    return Cut(domains.take(stored, rows), valid, test, trained)
 
 
 def evenly_spread(count: int, share: float) -> np.ndarray:
@@ -180,7 +176,7 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
     Raises:
       UserError: the features are missing, not one for each image, or of others.
     """
-    sets = {"source": splits.train_source, "target": splits.train_target}
+    sets = {"source": splits.source.train, "target": splits.target.train}
     c = config.coupling
     if not takes_features(config):
         return sets
@@ -190,18 +186,16 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
     if kind(config) == "folder":
         wanted = map(sources.marks_of, names)
         marks = arrays.read(remote.fetched(c.features), wanted).arrays
-    trained = splits.trained or [np.ones(len(x), bool) for x in splits[:2]]
-    for side, name, features, rows, fingerprint in zip(
-        ("source", "target"),
+    for name, features, (key, side) in zip(
         names[:2],
         found[:2],
-        trained,
-        splits.fingerprints,
+        {"source": splits.source, "target": splits.target}.items(),
         strict=True,
     ):
+        rows, fingerprint = side.trained, side.fingerprint
         if features.ndim != 2 or len(features) != len(rows):
             raise UserError(
-                f"{c.features} has features {features.shape} for the {side} set of "
+                f"{c.features} has features {features.shape} for the {key} set of "
                 f"{len(rows)}; give float32 [n, d], one row for each image in the "
                 "order of its file names."
             )
@@ -212,7 +206,7 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
                 f"{c.features} was made of other images than {name} holds now; make it "
                 "anew.",
             )
-        sets[f"{side}_points"] = features[rows]
+        sets[f"{key}_points"] = features[rows]
     return sets
 
 
@@ -260,8 +254,8 @@ def tint_test(grey: np.ndarray, number: np.ndarray | None = None) -> np.ndarray:
     return images.to_uint8(np.asarray(tinted))
 
 
-def sample_shape(config: ConfigDict, splits: Four[Domain] | DataSet) -> Shape:
-    """The shape of one image or vector, as the network sees it."""
-    if isinstance(splits.train_source, np.ndarray) and splits.train_source.ndim == 2:
-        return splits.train_source.shape[1:]
+def sample_shape(config: ConfigDict, train: Domain) -> Shape:
+    """The shape of one image or vector of a training set, as the network sees it."""
+    if isinstance(train, np.ndarray) and train.ndim == 2:
+        return train.shape[1:]
     return (*config.data.image_size, 3 if config.data.tint else config.data.channels)

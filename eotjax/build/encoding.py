@@ -33,7 +33,7 @@ VERSION = 1  # of what is computed
 
 def resident(config: ConfigDict, splits: DataSet, space: Autoencoder) -> bool:
     """Whether the training sets' latents are small enough for the device's memory."""
-    views = sum((2 if config.data.flip else 1) * len(x) for x in splits[:2])
+    views = sum((2 if config.data.flip else 1) * len(x) for x in splits.train)
     sides = [n + config.data.crop_margin for n in config.data.image_size]
     pixels = math.prod(n // checks.factor_of(config) for n in sides)
     held = views * pixels * len(space.mean) * np.dtype(np.float16).itemsize
@@ -57,7 +57,7 @@ def encoded(
     folder = remote.local(config.latent.cache or caches.folder() / "latents")
     sets = [
         (domain, name, folder / f"{_digest(config, domain, name, space)}.npy")
-        for domain, name in zip(splits[:2], names, strict=True)
+        for domain, name in zip(splits.train, names, strict=True)
     ]
     gather(  # before hours of encoding
         partial(domains.check, domain, f"looking at {name}")
@@ -84,9 +84,12 @@ def encoded(
         )
 
     source, target = map(domain, raw)
-    return splits._replace(
-        train_source=source, train_target=target, resident=in_memory
-    ), space
+    encoded = DataSet(
+        splits.source._replace(train=source),
+        splits.target._replace(train=target),
+        resident=in_memory,
+    )
+    return encoded, space
 
 
 def _from_file(

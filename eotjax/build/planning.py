@@ -59,8 +59,8 @@ def sample_views(config: ConfigDict, splits: DataSet) -> list[np.ndarray]:
 
     keys = batch.view_keys(config.seed)
     return [
-        side(splits.train_source, keys.sample_source),
-        side(splits.train_target, keys.sample_target),
+        side(splits.source.train, keys.sample_source),
+        side(splits.target.train, keys.sample_target),
     ]
 
 

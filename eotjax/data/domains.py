@@ -58,24 +58,44 @@ class Four(NamedTuple, Generic[T]):
     test_target: T
 
 
-class DataSet(NamedTuple):
-    """Both domains as they are used: training lazily, perhaps, testing in memory.
+class Side(NamedTuple):
+    """One domain's sets.
 
-    `resident` tells that the training arrays are small enough for the device's memory.
-    The validation sets are cut from the training sets, and empty where none is wanted.
-    `trained` marks, side by side, which of the stored images are still trained on; None
-    for all. `fingerprints` tell the stored training sets from others, side by side.
+    Attributes:
+      train: what is trained on.
+      valid: what is cut from the training images; empty where none is wanted.
+      test: what is tested on.
+      trained: bool, which of the stored training images are in `train`.
+      fingerprint: tells `train` from others, as `unread`.
     """
 
-    train_source: Domain
-    train_target: Domain
-    test_source: np.ndarray
-    test_target: np.ndarray
-    resident: bool
-    valid_source: np.ndarray = np.empty(0)
-    valid_target: np.ndarray = np.empty(0)
-    trained: tuple[np.ndarray, np.ndarray] | None = None
-    fingerprints: tuple[str, str] = ("", "")
+    train: Domain
+    valid: np.ndarray
+    test: np.ndarray
+    trained: np.ndarray
+    fingerprint: str
+
+
+class DataSet(NamedTuple):
+    """Both domains as they are used: training lazily, perhaps, testing in memory."""
+
+    source: Side
+    target: Side
+    resident: bool  # the training sets are small enough for the device's memory
+
+    @property
+    def train(self) -> tuple[Domain, Domain]:
+        """Both training sets."""
+        return self.source.train, self.target.train
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """Those of both training sets."""
+        return self.source.fingerprint, self.target.fingerprint
+
+    def reversed(self) -> "DataSet":
+        """As the way back sees it: the targets are its sources."""
+        return self._replace(source=self.target, target=self.source)
 
 
 def read_all(domain: Domain, label: str) -> np.ndarray:

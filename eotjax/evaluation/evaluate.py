@@ -144,7 +144,7 @@ def report(
         print(measures.table(found.result["rows"]))
         if len(translator.shape) == 3 and parallel.is_leader():
             ending = "" if direction == "forward" else f"_{direction}"
-            source = turned(splits, direction).test_source
+            source = turned(splits, direction).source.test
             translated, nearest = map(
                 images.to_uint8, (found.translated, found.nearest)
             )

@@ -30,26 +30,20 @@ def turned(splits: DataSet, direction: str) -> DataSet:
     """The data set as a direction sees it: backward, the targets are its sources."""
     if direction == "forward":
         return splits
-    return DataSet(
-        splits.train_target,
-        splits.train_source,
-        splits.test_target,
-        splits.test_source,
-        splits.resident,
-        splits.valid_target,
-        splits.valid_source,
-    )
+    return splits.reversed()
 
 
 def classifier(kind: str, splits: DataSet, direction: str) -> measures.Classifier:
     """Digits: knows all ten classes. Other data: source against target."""
     if kind == "digits":
-        pixels, labels = sources.digit_images(splits.test_source.shape[1:3])
+        pixels, labels = sources.digit_images(splits.source.test.shape[1:3])
         known = ~sources.is_test_digit(labels)
         wanted = 3 if direction == "forward" else 2
         return measures.Classifier(pixels[known], labels[known], wanted)
-    size = splits.test_source.shape[1:3]
-    source, target = (images.centre(domains.sample(x, 5_000), size) for x in splits[:2])
+    size = splits.source.test.shape[1:3]
+    source, target = (
+        images.centre(domains.sample(x, 5_000), size) for x in splits.train
+    )
     labels = np.repeat([0, 1], [len(source), len(target)])
     return measures.Classifier(np.concatenate([source, target]), labels, wanted=1)
 
@@ -116,15 +110,15 @@ class Judge:
         self._is_image = len(translator.shape) == 3
         self._splits, self._direction = turned(splits, direction), direction
         self._weights = weights or Weights()
-        self.source = self._to_float(self._splits.test_source)
-        self.target = self._to_float(self._splits.test_target)
+        self.source = self._to_float(self._splits.source.test)
+        self.target = self._to_float(self._splits.target.test)
 
     def _to_float(self, x: np.ndarray) -> np.ndarray:
         return images.to_float(x) if self._is_image else np.asarray(x)
 
     def _training_targets(self, number: np.ndarray) -> np.ndarray:
         """Some as test targets are: of their size, tinted."""
-        stored = domains.at(self._splits.train_target, number)
+        stored = domains.at(self._splits.target.train, number)
         if self._config.data.tint:
             stored = dataset.tint_test(stored, number)
         return images.centre(stored, self.source.shape[1:3])
@@ -132,7 +126,7 @@ class Judge:
     @cached_property
     def _known(self) -> np.ndarray:
         """Some training targets: as many as there are sources, or more."""
-        known = self._splits.train_target
+        known = self._splits.target.train
         number = domains.evenly(len(known), max(PCA_IMAGES, len(self.source)))
         if not self._is_image:
             return domains.at(known, number)
@@ -180,7 +174,7 @@ class Judge:
     @cached_property
     def _training_features(self) -> Float[np.ndarray, "n d"]:
         """Of all training targets."""
-        count = len(self._splits.train_target)
+        count = len(self._splits.target.train)
         parts = np.split(np.arange(count), range(PCA_IMAGES, count, PCA_IMAGES))
         progress, features = Progress("looking at targets", count, "images"), []
         for part in parts:
@@ -259,10 +253,10 @@ class Judge:
             values["hue_error"] = measures.hue_error(self.source, y)
         if self._weights.inception:
             values |= fidelity.distribution(
-                images.to_uint8(y), self._splits.test_target, self._weights.inception
+                images.to_uint8(y), self._splits.target.test, self._weights.inception
             )
         if self._weights.lpips:
-            pairs = self._splits.test_source, images.to_uint8(y)
+            pairs = self._splits.source.test, images.to_uint8(y)
             values["lpips"] = float(
                 np.mean(fidelity.lpips(*pairs, self._weights.lpips))
             )
@@ -271,8 +265,8 @@ class Judge:
 
 def chosen_by(splits: DataSet) -> tuple[domains.Domain, domains.Domain]:
     """What the best step is chosen on: validation or, without such, test images."""
-    valid = splits.valid_source, splits.valid_target
-    return valid if min(map(len, valid)) else (splits.test_source, splits.test_target)
+    valid = splits.source.valid, splits.target.valid
+    return valid if min(map(len, valid)) else (splits.source.test, splits.target.test)
 
 
 def selection(
@@ -285,9 +279,12 @@ def selection(
     sources by direction, of a translator that has translated them already.
     """
     sides = chosen_by(splits)
-    validated = sides[0] is splits.valid_source
+    validated = sides[0] is splits.source.valid
     source, target = (domains.sample(x, SELECTION) for x in sides)
-    few = splits._replace(test_source=source, test_target=target)
+    few = splits._replace(
+        source=splits.source._replace(test=source),
+        target=splits.target._replace(test=target),
+    )
     judges = {
         way: Judge(translator, few, way, weights) for way in translator.directions
     }

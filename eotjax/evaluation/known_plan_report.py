@@ -43,7 +43,7 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
     config = translator.config
     truth, keys = dataset.known_plan_of(config), _keys()
     target = known_plan.target_moments(truth, keys[0])
-    judge = partial(_judge, truth, target, splits.test_source)
+    judge = partial(_judge, truth, target, splits.source.test)
 
     draw = jax.jit(lambda key, x: known_plan.sample(key, truth, x))
 
@@ -64,12 +64,12 @@ def evaluate(translator: Translator, splits: DataSet) -> dict:
     }
     if config.coupling.method == "entropic" and not outlasts_a_step(config):
         n = config.coupling.group_size
-        some = splits.test_source[:n]
+        some = splits.source.test[:n]
         law = row_law(truth, some, keys[4], n=n, settings=sinkhorn_settings(config))
         wanted = known_plan.conditional_moments(truth, jnp.asarray(some))
         rows["rows"] = _of_plan(target, wanted, law)
     settings = {
-        "sources": len(splits.test_source),
+        "sources": len(splits.source.test),
         "samples": known_plan.SAMPLES,
         "sampling": config.sampling.to_dict(),
     }
@@ -80,7 +80,7 @@ def judge(translator: Translator, splits: DataSet) -> dict[str, float]:
     """The model's row of `evaluate`."""
     truth = dataset.known_plan_of(translator.config)
     target = known_plan.target_moments(truth, _keys()[0])
-    return _judge(truth, target, splits.test_source, _of(translator), "translating")
+    return _judge(truth, target, splits.source.test, _of(translator), "translating")
 
 
 def _keys() -> Key[Array, "5"]:

@@ -287,7 +287,7 @@ def entropic(settings: Settings, draws: int = 1) -> Couple:
 def independent_stats(
     mean: Float[Array, "n"], variance: Float[Array, "n"]
 ) -> PlanStats:
-    """Those of all pairs with equal weights, of a cost whose rows have these moments."""
+    """The stats of all pairs with equal weights, from their costs' moments by row."""
     cost, std = of_all_rows(mean, variance)
     return no_stats()._replace(
         converged=jnp.ones(()),

@@ -22,8 +22,8 @@ def test_digits_are_the_twos_and_threes_of_scikit_learn_without_overlap():
     loaded = load_digits()
     splits = sources.digits((8, 8))
     for digit, train, test in [
-        (2, splits.train_source, splits.test_source),
-        (3, splits.train_target, splits.test_target),
+        (2, splits.source.train, splits.source.test),
+        (3, splits.target.train, splits.target.test),
     ]:
         pixels = np.round(loaded.images[loaded.target == digit] * 255 / 16)
         every, count = rows(pixels.astype(np.uint8))
@@ -37,15 +37,15 @@ def test_digits_are_the_twos_and_threes_of_scikit_learn_without_overlap():
 
 def test_digits_are_enlarged_and_tinted_in_hues_that_cover_the_circle(smoke):
     splits = dataset.load(smoke())
-    assert splits.train_source.shape[1:] == (16, 16, 1)
-    assert splits.test_source.shape == (176, 16, 16, 3)
+    assert splits.source.train.shape[1:] == (16, 16, 1)
+    assert splits.source.test.shape == (176, 16, 16, 3)
     import colorsys
 
-    brightest = splits.test_source.reshape(176, -1, 3)
+    brightest = splits.source.test.reshape(176, -1, 3)
     brightest = brightest[np.arange(176), brightest.max(-1).argmax(-1)]
     hues = np.sort([colorsys.rgb_to_hsv(*rgb)[0] for rgb in brightest / 255])
     assert np.diff([*hues, hues[0] + 1]).max() < 0.02
-    np.testing.assert_array_equal(splits.test_source.min(-1), 0)
+    np.testing.assert_array_equal(splits.source.test.min(-1), 0)
 
 
 def test_a_folder_gives_the_pixels_of_its_files_in_order(image_folder):
@@ -58,8 +58,8 @@ def test_a_folder_gives_the_pixels_of_its_files_in_order(image_folder):
 
 def test_training_images_are_larger_by_the_crop_margin(image_folder):
     splits = dataset.load(config("folder", image_folder, crop_margin=6))
-    assert splits.train_source.shape == (5, 26, 30, 3)
-    assert splits.test_source.shape == (2, 20, 24, 3)
+    assert splits.source.train.shape == (5, 26, 30, 3)
+    assert splits.source.test.shape == (2, 20, 24, 3)
 
 
 def test_four_folders_anywhere_can_be_named_by_absolute_paths(tmp_path, write_images):
@@ -75,12 +75,12 @@ def test_four_folders_anywhere_can_be_named_by_absolute_paths(tmp_path, write_im
 def test_a_set_too_large_for_the_device_is_read_image_by_image(image_folder):
     whole = dataset.load(config("folder", image_folder))
     lazy = dataset.load(config("folder", image_folder, device_gib=0.0))
-    assert isinstance(lazy.train_source, domains.Lazy) and len(lazy.train_source) == 5
+    assert isinstance(lazy.source.train, domains.Lazy) and len(lazy.source.train) == 5
     for index in (4, 0, 2):
         np.testing.assert_array_equal(
-            lazy.train_source.read(index), whole.train_source[index]
+            lazy.source.train.read(index), whole.source.train[index]
         )
-    np.testing.assert_array_equal(lazy.test_source, whole.test_source)
+    np.testing.assert_array_equal(lazy.source.test, whole.source.test)
 
 
 def test_all_broken_images_of_a_folder_are_told_at_once_by_name(image_folder):
@@ -98,10 +98,10 @@ def test_broken_images_of_all_folders_are_told_at_once(image_folder):
 
 
 def test_hidden_files_are_passed_over_and_counted(image_folder, capsys):
-    before = len(dataset.load(config("folder", image_folder)).train_source)
+    before = len(dataset.load(config("folder", image_folder)).source.train)
     (image_folder / "trainA" / "._horse.jpg").write_text("another system's notes")
     found = dataset.load(config("folder", image_folder))
-    assert len(found.train_source) == before
+    assert len(found.source.train) == before
     assert "trainA: 1\n" in capsys.readouterr().out
 
 
@@ -109,7 +109,7 @@ def test_a_folder_is_told_from_others_by_names_and_sizes(image_folder, tmp_path)
     def mark(folder):
         names = domains.Four(*[folder.name] * 4)
         found = sources.folder(str(folder.parent), names, domains.Four(*[DECODE] * 4))
-        return domains.unread(found.train_source)
+        return domains.unread(found.source.train)
 
     first = mark(image_folder / "trainA")
     elsewhere = shutil.copytree(image_folder / "trainA", tmp_path / "elsewhere")
@@ -162,12 +162,14 @@ def test_test_images_that_are_not_there_are_cut_from_those_to_train_on(
     assert (
         "there is no testA: 4 images of trainA are held out" in capsys.readouterr().out
     )
-    assert [len(x) for x in splits[:4]] == [32, 27, 4, 10]
-    parts = (splits.train_source, splits.valid_source, splits.test_source)
+    assert [
+        len(x) for x in (*splits.train, splits.source.test, splits.target.test)
+    ] == [*(32, 27, 4, 10)]
+    parts = (splits.source.train, splits.source.valid, splits.source.test)
     assert rows(np.concatenate(parts)) == rows(pixels)  # each is in one of them
     kept = dataset.aligned(c, splits)["source_points"][:, 0].astype(int)
-    np.testing.assert_array_equal(splits.train_source, pixels[kept])
-    np.testing.assert_array_equal(splits.test_target, pixels[30:])
+    np.testing.assert_array_equal(splits.source.train, pixels[kept])
+    np.testing.assert_array_equal(splits.target.test, pixels[30:])
 
 
 def test_a_folder_of_tests_may_be_missing(image_folder):
@@ -192,7 +194,7 @@ def test_an_npz_gives_its_own_arrays(tmp_path, shape, dtype):
     for name, split in zip(NAMES, splits, strict=False):
         assert split.dtype == dtype
         np.testing.assert_array_equal(split, written[name])
-    assert dataset.sample_shape(c, splits) == shape
+    assert dataset.sample_shape(c, splits.source.train) == shape
 
 
 def bad_npz(path, kind):
@@ -266,13 +268,13 @@ def test_an_unknown_option_is_told_beside_the_known_ones(key):
 def test_grey_images_that_will_be_tinted_are_stored_with_one_channel(image_folder):
     c = config("folder", image_folder, channels=1, tint=True)
     splits = dataset.load(c)
-    assert splits.train_source.shape == (5, 20, 24, 1)
-    assert splits.test_source.shape == (2, 20, 24, 3)
-    assert dataset.sample_shape(c, splits) == (20, 24, 3)
+    assert splits.source.train.shape == (5, 20, 24, 1)
+    assert splits.source.test.shape == (2, 20, 24, 3)
+    assert dataset.sample_shape(c, splits.source.train) == (20, 24, 3)
     grey = images.decode(
         sorted((image_folder / "testA").iterdir())[0],
         size=(20, 24),
         channels=1,
         fit="crop",
     )
-    np.testing.assert_array_equal(splits.test_source[0].max(-1), grey[..., 0])
+    np.testing.assert_array_equal(splits.source.test[0].max(-1), grey[..., 0])

@@ -73,16 +73,16 @@ def test_a_tfds_set_gives_the_pixels_of_its_archive(prepared):
     for name, split in zip(NAMES, splits, strict=False):
         assert rows(split) == rows(np.stack(pixels[name]))  # TFDS shuffles
     again = dataset.load(c)  # from disk
-    np.testing.assert_array_equal(again.train_source, splits.train_source)
+    np.testing.assert_array_equal(again.source.train, splits.source.train)
 
 
 def test_a_tfds_set_can_be_read_image_by_image(prepared):
     c, _, splits = prepared
     c = c.copy_and_resolve_references()
     c.data.device_gib = 0.0
-    lazy = dataset.load(c).train_target
-    np.testing.assert_array_equal(lazy.read(1), splits.train_target[1])
-    np.testing.assert_array_equal(lazy.read(0), splits.train_target[0])
+    lazy = dataset.load(c).target.train
+    np.testing.assert_array_equal(lazy.read(1), splits.target.train[1])
+    np.testing.assert_array_equal(lazy.read(0), splits.target.train[0])
 
 
 def test_an_unknown_tfds_split_is_told_beside_the_known_ones(prepared):

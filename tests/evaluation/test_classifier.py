@@ -80,7 +80,8 @@ def judging(trained, lite):
     translator = eotjax.load(trained / "export")
     splits = dataset.load(translator.config)
     splits = splits._replace(
-        test_source=splits.test_source[:60], test_target=splits.test_target[:50]
+        source=splits.source._replace(test=splits.source.test[:60]),
+        target=splits.target._replace(test=splits.target.test[:50]),
     )
     weights = judge.Weights(classifier=classifier.LITE, wanted=1)
     return judge.Judge(translator, splits, weights=weights)

@@ -125,7 +125,7 @@ def test_the_classifier_knows_threes_from_twos_whatever_their_tint(digits):
     _, splits = digits
     classify = judge.classifier("digits", splits, "forward")
     twos, threes = (
-        np.float32(x / 127.5 - 1) for x in (splits.test_source, splits.test_target)
+        np.float32(x / 127.5 - 1) for x in (splits.source.test, splits.target.test)
     )
     assert classify(threes) > 0.9  # 3 of the 45 are hard to tell from 7 and 9
     assert classify(twos) < 0.03
@@ -134,17 +134,20 @@ def test_the_classifier_knows_threes_from_twos_whatever_their_tint(digits):
 def test_the_classifier_of_other_data_tells_target_from_source(digits):
     _, splits = digits
     classify = judge.classifier("folder", splits, "forward")
-    assert classify(np.float32(splits.test_target / 127.5 - 1)) > 0.95
-    assert classify(np.float32(splits.test_source / 127.5 - 1)) < 0.05
+    assert classify(np.float32(splits.target.test / 127.5 - 1)) > 0.95
+    assert classify(np.float32(splits.source.test / 127.5 - 1)) < 0.05
 
 
 def test_the_classifier_looks_at_training_images_without_their_margin(digits):
     _, splits = digits
     pads = ((0, 0), (3, 3), (3, 3), (0, 0))
-    source, target = (np.pad(x, pads, constant_values=7) for x in splits[:2])
-    larger = splits._replace(train_source=source, train_target=target)
+    source, target = (np.pad(x, pads, constant_values=7) for x in splits.train)
+    larger = splits._replace(
+        source=splits.source._replace(train=source),
+        target=splits.target._replace(train=target),
+    )
     classify = judge.classifier("folder", larger, "forward")
-    assert classify(np.float32(splits.test_target / 127.5 - 1)) > 0.95
+    assert classify(np.float32(splits.target.test / 127.5 - 1)) > 0.95
 
 
 def test_the_baselines_of_a_run_have_their_known_values(trained):
@@ -249,7 +252,7 @@ def test_images_that_are_cropped_in_training_are_evaluated_at_their_size(
     sample = wiring.sampling(config, (8, 12, 3), parallel.make_mesh())
     translator = Same(config, (8, 12, 3), {}, sample)
     result, translated, *_ = evaluate.evaluate(translator, splits)
-    np.testing.assert_allclose(translated, splits.test_source / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(translated, splits.source.test / 127.5 - 1, atol=1e-6)
     assert result["rows"]["eotjax"] == result["rows"]["identity"]
     assert result["rows"]["independent"]["transport_cost"] > 0
 
@@ -333,7 +336,7 @@ def test_both_directions_are_exported_and_judged_each_by_its_own_targets(
     for way in ("forward", "backward"):
         assert len(list((folder / "examples" / way).glob("*.png"))) == 8
     with Image.open(folder / "examples" / "backward" / "00.png") as example:
-        first = dataset.load(smoke()).test_target[0]
+        first = dataset.load(smoke()).target.test[0]
         np.testing.assert_array_equal(np.asarray(example), first)
     assert "and back" in (folder / "README.md").read_text()
     options = [f"--export={folder}", "--direction=backward", "--steps=1"]
@@ -366,8 +369,8 @@ def test_weights_add_the_measures_that_need_them(trained, digits, monkeypatch):
     assert (row["fid"], row["kid"], row["lpips"]) == (1.0, 2.0, 2.0)
     (made, wanted, inception), (source, again, file) = seen
     np.testing.assert_array_equal(made, images.to_uint8(y))
-    np.testing.assert_array_equal(wanted, splits.test_target)
-    np.testing.assert_array_equal(source, splits.test_source)
+    np.testing.assert_array_equal(wanted, splits.target.test)
+    np.testing.assert_array_equal(source, splits.source.test)
     np.testing.assert_array_equal(again, images.to_uint8(y))
     assert (inception, file) == ("i.pth", "l.pth")
 
@@ -424,5 +427,5 @@ def test_the_best_step_is_chosen_by_validation_images(vectors):
 
     same = Same(config, (3,), {}, lambda *_: None)
     score = judge.selection(same, splits, judge.Weights())
-    score(same, {"forward": splits.test_source})
-    np.testing.assert_array_equal(asked[0], splits.valid_source)
+    score(same, {"forward": splits.source.test})
+    np.testing.assert_array_equal(asked[0], splits.source.valid)

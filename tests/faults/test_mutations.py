@@ -228,15 +228,15 @@ def test_options(often, vectors, monkeypatch, config):
         found = parsed(options)
         checks.check_config(found, 1)
         splits = dataset.load(found)
-        shape = dataset.sample_shape(found, splits)
+        shape = dataset.sample_shape(found, splits.source.train)
         checks.check_coupling(found, splits.resident)
         found = planning.with_epsilon(found, found.coupling.epsilon)
         if learning.needs_moments(found):
             found.estimator.moments = (1.0, 1.0, 0.0)
         found.estimator.noise = "white"
         mesh = parallel.make_mesh(jax.devices()[:1])
-        lengths = (len(splits.train_source), len(splits.train_target))
-        data = dict(zip(("source", "target"), splits[:2], strict=True))
+        lengths = (len(splits.source.train), len(splits.target.train))
+        data = dict(zip(("source", "target"), splits.train, strict=True))
         if found.coupling.method == "whole":
             return "plan between whole sets"
         training = learning.training(

@@ -45,16 +45,16 @@ def encoded(config):
 def test_training_sets_become_latents_of_images_and_of_their_mirror_images(config):
     splits, space = encoded(config)
     raw = latents.load(config.latent.weights)
-    assert splits.train_source.shape == (5, 2, 3, 5, 4)
-    assert splits.train_target.shape == (3, 2, 3, 5, 4)
-    assert splits.test_source.dtype == np.uint8
-    pixels = dataset.load(config).train_source
+    assert splits.source.train.shape == (5, 2, 3, 5, 4)
+    assert splits.target.train.shape == (3, 2, 3, 5, 4)
+    assert splits.source.test.dtype == np.uint8
+    pixels = dataset.load(config).source.train
     for i, mirrored in ((0, False), (4, True)):
         image = pixels.read(i)[:, ::-1] if mirrored else pixels.read(i)
         z = latents.encode(raw, jnp.asarray(images.to_float(image[None])), jnp.float32)[
             0
         ]
-        found = splits.train_source[i, int(mirrored)] * np.asarray(space.deviation)
+        found = splits.source.train[i, int(mirrored)] * np.asarray(space.deviation)
         found = found + np.asarray(space.mean)
         np.testing.assert_allclose(found, z, atol=0.01 * float(z.std()))
 
@@ -63,7 +63,7 @@ def test_latents_have_mean_0_and_variance_1_over_both_sets_alike(config):
     splits, _ = encoded(config)
     first, second = (
         np.mean(
-            [np.mean(x.astype(float) ** k, axis=(0, 1, 2, 3)) for x in splits[:2]], 0
+            [np.mean(x.astype(float) ** k, axis=(0, 1, 2, 3)) for x in splits.train], 0
         )
         for k in (1, 2)
     )
@@ -108,12 +108,12 @@ def test_what_was_encoded_is_read_again_until_something_changes(config, capsys):
     assert capsys.readouterr().out.count("kept in") == 2
     twice, _ = encoded(config)
     assert "kept in" not in capsys.readouterr().out
-    np.testing.assert_array_equal(once.train_source, twice.train_source)
+    np.testing.assert_array_equal(once.source.train, twice.source.train)
     path = f"{config.data.path}/trainA/0_000.png"
     Image.open(path).rotate(180).save(path)
     turned, _ = encoded(config)
     assert capsys.readouterr().out.count("kept in") == 1
-    assert not np.allclose(once.train_source[0], turned.train_source[0], atol=0.1)
+    assert not np.allclose(once.source.train[0], turned.source.train[0], atol=0.1)
 
 
 def test_a_run_does_not_go_on_in_another_autoencoders_latents(
@@ -135,13 +135,13 @@ def test_streamed_latents_are_the_resident_ones(config):
     assert resident.resident and not streamed.resident
     for i in range(5):
         np.testing.assert_array_equal(
-            streamed.train_source.read(i), resident.train_source[i]
+            streamed.source.train.read(i), resident.source.train[i]
         )
 
 
 def test_a_view_is_a_window_of_one_of_an_images_latents(config):
     splits, _ = encoded(config)
-    stored = jnp.asarray(splits.train_source[:2].repeat(20, 0))
+    stored = jnp.asarray(splits.source.train[:2].repeat(20, 0))
     views = planning.view(config)(jax.random.key(0), stored, jnp.arange(40))
     assert views.shape == (40, 2, 4, 4) and views.dtype == jnp.float32
     seen = set()

@@ -357,8 +357,8 @@ def test_training_sees_the_very_views_that_the_whole_plan_is_between(smoke):
     splits = dataset.load(config)
     mesh = parallel.make_mesh(jax.devices()[:1])
     sets = {
-        "source": jnp.asarray(splits.train_source[:9]),
-        "target": jnp.asarray(splits.train_target[:7]),
+        "source": jnp.asarray(splits.source.train[:9]),
+        "target": jnp.asarray(splits.target.train[:7]),
     }
     points = planning.all_points(config, cost.pixels, sets, mesh)
     assert {name: len(x) for name, x in points.items()} == {
