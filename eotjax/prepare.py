@@ -28,6 +28,7 @@ from eotjax.build import (
 )
 from eotjax.build.checks import Shape
 from eotjax.data import batch
+from eotjax.data.batch import Data
 from eotjax.data.domains import DataSet
 from eotjax.diffusion import noise
 from eotjax.evaluation import judge
@@ -65,8 +66,8 @@ class Run(NamedTuple):
     splits: DataSet
     shape: Shape
     space: latents.Autoencoder | None
-    on_device: step.Data | None
-    batches: Callable[[int], Iterator[step.Data]]
+    on_device: Data | None
+    batches: Callable[[int], Iterator[Data]]
     training: learning.Training
     sample: Callable[..., jax.Array]
     checkpoints: Checkpoints
@@ -148,7 +149,7 @@ def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
     embed = planning.embed(config, trained)
     on_device = device_data(config, trained, embed, mesh) if resident else None
 
-    def batches(start: int) -> Iterator[step.Data]:
+    def batches(start: int) -> Iterator[Data]:
         """What the steps from `start` on draw from: the whole sets, or batches."""
         if on_device is not None:
             return itertools.repeat(on_device)
@@ -269,7 +270,7 @@ def told(config: ConfigDict, splits: DataSet, shape: Shape, resident: bool) -> s
 
 def device_data(
     config: ConfigDict, splits: DataSet, embed: cost.Embed, mesh: Mesh
-) -> step.Data:
+) -> Data:
     """The whole training sets, and their points where the plan's cost needs them."""
     sets = parallel.put(dataset.aligned(config, splits), parallel.replicated(mesh))
     if config.coupling.method == "whole":
@@ -303,7 +304,7 @@ def whole_plan(config: ConfigDict, sets: planning.WholeSets) -> whole.Plan:
 
 def streamed(
     config: ConfigDict, splits: DataSet, start: int, mesh: Mesh
-) -> Iterator[step.Data]:
+) -> Iterator[Data]:
     """The batches in turn, of sets that the device does not hold."""
     share = config.batch_size // jax.process_count()
     first = share * jax.process_index()

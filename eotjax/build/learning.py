@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from eotjax import parallel
 from eotjax.build import planning, wiring
 from eotjax.build.checks import Shape
+from eotjax.data.batch import Data
 from eotjax.training import refit, step
 from eotjax.transport import cost
 from eotjax.transport.pairing import Pairing
@@ -63,7 +64,7 @@ def train_step(
     shape: Shape,
     pair: Pairing,
     gather: Callable[[step.Params], step.Params] = lambda params: params,
-) -> Callable[[step.TrainState, step.Data], tuple[step.TrainState, step.Metrics]]:
+) -> Callable[[step.TrainState, Data], tuple[step.TrainState, step.Metrics]]:
     """Wires the pure training step on the pairs that `pair` gives.
 
     `gather` brings parameters together where the devices have shared them out.
@@ -78,7 +79,7 @@ def train_step(
 
     return step.make_train_step(
         pair=pair,
-        estimator=wiring.estimator(config, shape),
+        make_example=wiring.estimator(config, shape).example,
         apply=apply,
         optimizer=optimizer(config).update,
         ema_decay=config.optimizer.ema_decay,
@@ -158,7 +159,7 @@ def flops(
     training: Training,
     lowered: jax.stages.Lowered,
     state: step.TrainState,
-    data: step.Data,
+    data: Data,
 ) -> float:
     """FLOPs of one step over all devices.
 
@@ -176,7 +177,7 @@ def rounds(config: ConfigDict, step: int) -> int:
 
 def pair_maker(
     config: ConfigDict, shape: Shape, mesh: Mesh
-) -> Callable[..., step.Data | None]:
+) -> Callable[..., Data | None]:
     """Wires the making of a bridge's own pairs, by its process, which may be guided."""
     own = config.copy_and_resolve_references()
     own.sampling.solver, own.sampling.steps = "ancestral", config.refit.steps

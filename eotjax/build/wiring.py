@@ -17,6 +17,7 @@ from eotjax.build.checks import Shape, factor_of
 from eotjax.diffusion import noise, sampler, schedule
 from eotjax.diffusion.bridge import Bridge, PairMoments
 from eotjax.diffusion.conditional import ConditionalScore
+from eotjax.diffusion.estimator import Estimator
 from eotjax.errors import choose
 from eotjax.networks import latents
 from eotjax.networks.mlp import MLP
@@ -72,7 +73,7 @@ def network(config: ConfigDict, shape: Shape) -> MLP | UNet:
 
 
 def labels(config: ConfigDict) -> int:
-    """How many labels the network tells apart: see `conditional.Label`."""
+    """How many labels the network tells apart: see `estimator.Label`."""
     if config.estimator.condition_dropout:
         return 4
     return 2 if config.estimator.direction == "both" else 1
@@ -93,7 +94,7 @@ def make_schedule(config: ConfigDict) -> schedule.Schedule:
     return make()
 
 
-def estimator(config: ConfigDict, shape: Shape) -> ConditionalScore | Bridge:
+def estimator(config: ConfigDict, shape: Shape) -> Estimator:
     """How the plan is distilled."""
     c, bound = config.estimator, math.inf
     if len(shape) == 3:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from eotjax.diffusion import sampler
-from eotjax.diffusion.conditional import Example, Label, Network, expand
+from eotjax.diffusion.estimator import Example, Label, Network, expand
 from eotjax.diffusion.noise import Spectrum, coloured
 from eotjax.diffusion.sampler import Image, Keys, Solver, Step, Time, Times
 

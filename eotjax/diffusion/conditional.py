@@ -1,39 +1,17 @@
-"""How a plan is distilled into a network, and how the network is sampled.
-
-An estimator turns a pair (source x, target y) of the plan into one regression example,
-and runs the sampler that belongs to it.
-"""
+"""Conditional diffusion: the target is drawn from noise, beside the source."""
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Key
 
 from eotjax.diffusion import prediction, sampler
+from eotjax.diffusion.estimator import Example, Label, Network, expand
 from eotjax.diffusion.prediction import Prediction
 from eotjax.diffusion.sampler import Image, Keys, Solver, Step, Time, Times
 from eotjax.diffusion.schedule import Schedule
-
-Label = Int[Array, "b"]  # direction, 0 or 1, and 2 more where the condition is dropped
-Network = Callable[[Float[Array, "b ..."], Float[Array, "b"], Label], Image]
-
-
-class Example(NamedTuple):
-    """A batch of a regression: the network at (inputs, t, label) should be output."""
-
-    inputs: Float[Array, "b ..."]
-    t: Float[Array, "b"]
-    label: Label
-    output: Float[Array, "b ..."]
-
-
-def expand(x: Shaped[Array, "b"], like: Float[Array, "b ..."]) -> Array:
-    """x with as many trailing axes of size 1 as broadcasting against `like` takes."""
-    return x.reshape(x.shape + (1,) * (like.ndim - x.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,14 +172,3 @@ class ConditionalScore:
             free = data(jnp.zeros_like(x_t), direction + 2)
             y = free + self.guidance * (y - free)
         return jnp.clip(y, -self.bound, self.bound)
-
-
-def both_ways(source: Image, target: Image) -> tuple[Image, Image, Label]:
-    """Pairs of which every second one is turned round: (source, target, direction)."""
-    direction = jnp.arange(source.shape[0]) % 2
-    turned = expand(direction, source) == 1
-    return (
-        jnp.where(turned, target, source),
-        jnp.where(turned, source, target),
-        direction,
-    )

@@ -20,7 +20,7 @@ from eotjax.data import batch
 from eotjax.data.batch import Data
 from eotjax.data.domains import filled
 from eotjax.diffusion import sampler
-from eotjax.diffusion.conditional import expand
+from eotjax.diffusion.estimator import expand
 from eotjax.diffusion.sampler import Image, Keys
 from eotjax.progress import Progress
 from eotjax.transport.pairing import Constrain, Pairing

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from eotjax.data import batch
-from eotjax.diffusion.conditional import Example, Label, both_ways
+from eotjax.data.batch import Data
+from eotjax.diffusion.estimator import Example, Label, MakeExample, both_ways
 from eotjax.training.muon import is_matrix, scale_by_muon
 from eotjax.transport.pairing import Held, Pairing
 
 Params = Any  # a pytree of arrays
 Metrics = dict[str, Float[Array, ""]]
-Data = Any  # what `pair` reads: arrays on the device
 
 
 class TrainState(NamedTuple):
@@ -28,15 +28,6 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
     held: Held = ()  # of the plans, where they outlast a step
     maker: Params = ()  # those that made the pairs in use, where the bridge makes any
-
-
-@runtime_checkable
-class Estimator(Protocol):
-    """The part of an estimator that training needs."""
-
-    images: int
-
-    def example(self, key, source, target, direction, t) -> Example: ...
 
 
 Apply = Callable[[Params, Array, Array, Label, Key[Array, ""]], Array]
@@ -71,7 +62,7 @@ def stratified_times(key: Key[Array, ""], n: int) -> Float[Array, "n"]:
 def make_train_step(
     *,
     pair: Pairing,
-    estimator: Estimator,
+    make_example: MakeExample,
     apply: Apply,
     optimizer: optax.GradientTransformation,
     ema_decay: float,
@@ -83,7 +74,7 @@ def make_train_step(
 
     Args:
       pair: (step, held, data) -> the step's pairs.
-      estimator: makes the regression example of a pair.
+      make_example: of an estimator: the regression of a batch of pairs.
       apply: (params, inputs, t, label, dropout_key) -> output.
       optimizer: the update, with its clipping and learning rate.
       ema_decay: of the parameters' average, reached after a warm-up in which the
@@ -125,7 +116,7 @@ def make_train_step(
             if both
             else (pairs.source, pairs.target, jnp.zeros(times.shape, int))
         )
-        example = estimator.example(key_noise, *turned, times)
+        example = make_example(key_noise, *turned, times)
         loss, grads = loss_and_gradient(state.params, example, key_net)
         norm = optax.tree.norm(grads)
         sound = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -10,7 +10,8 @@ from scipy.integrate import solve_ivp
 from sde import sde
 
 from eotjax.diffusion import prediction, sampler, schedule
-from eotjax.diffusion.conditional import ConditionalScore, both_ways
+from eotjax.diffusion.conditional import ConditionalScore
+from eotjax.diffusion.estimator import both_ways
 
 COSINE = schedule.vp_cosine(10.0, -8.0)
 SCHEDULES = {"vp_linear": schedule.vp_linear(), "ve": schedule.ve(0.1, 10.0)}

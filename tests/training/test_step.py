@@ -9,20 +9,17 @@ from scipy.spatial.distance import cdist
 
 from eotjax.data import batch
 from eotjax.diffusion import sampler, schedule
-from eotjax.diffusion.conditional import ConditionalScore, Example
+from eotjax.diffusion.conditional import ConditionalScore
+from eotjax.diffusion.estimator import Example
 from eotjax.networks.mlp import MLP
 from eotjax.training import step
 from eotjax.transport import pairing, sinkhorn
 
 
-class Plain:
+def plain(key, source, target, direction, t):
     """Regress the target on the source, as they are."""
-
-    images = 1
-
-    def example(self, key, source, target, direction, t):
-        del key
-        return Example(inputs=source, t=t, label=direction, output=target)
+    del key
+    return Example(inputs=source, t=t, label=direction, output=target)
 
 
 def scale(params, inputs, t, label, key):
@@ -57,7 +54,7 @@ def pair_with(draw, couple, group_size, seed=0):
 def make_step(optimizer, seed=0, **changes):
     parts = {
         "pair": pair_with(draw_pairs, sinkhorn.independent(), 4, seed),
-        "estimator": Plain(),
+        "make_example": plain,
         "apply": scale,
         "optimizer": optimizer,
         "ema_decay": 0.6,
@@ -283,7 +280,7 @@ def test_training_on_unpaired_gaussians_recovers_their_entropic_plan():
         pair=pair_with(
             draw_gaussians, sinkhorn.entropic(sinkhorn.Settings(epsilon=1.0)), 256
         ),
-        estimator=score,
+        make_example=score.example,
         apply=lambda params, *inputs: network.apply(params, *inputs[:3]),
         ema_decay=0.995,
     )
