@@ -120,31 +120,8 @@ def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
     known = run_folder.measured(workdir)
     begun = known.begun or beginning.described(config.init)
     asked, config = config, config.copy_and_resolve_references()
-    space = None
-    if config.latent.weights:
-        space = latents.load(config.latent.weights)
-        config.latent.channels = len(space.mean)
-
-    beside = beside_images(config, space)
-    judging = judge.Weights.of(config)
-    judging.find()  # what is missing is told before images are decoded
-
-    def approve(marks: tuple[str, ...]) -> None:
-        run_folder.check_data(workdir, config, known, (*marks, *beside))
-
-    splits = dataset.load(config, approve=approve)
-    shape = dataset.sample_shape(config, splits.source.train)
-    judging.check(shape)
-    trained, fits = splits, splits.resident
-    if space is not None:
-        fits = encoding.resident(config, splits, space)
-    checks.check_coupling(config, fits)
-    if space is not None:
-        dataset.aligned(config, splits)  # before hours of encoding
-        trained, space = encoding.encoded(config, splits, space)
-        space = parallel.put(space, parallel.replicated(mesh))
-    lengths = (len(splits.source.train), len(splits.target.train))
-    print(told(config, splits, shape, trained.resident))
+    splits, trained, shape, space, marks = load(config, workdir, known, mesh)
+    lengths = (len(trained.source.train), len(trained.target.train))
     resident = lengths if trained.resident else None
     embed = planning.embed(config, trained)
     on_device = device_data(config, trained, embed, mesh) if resident else None
@@ -189,7 +166,7 @@ def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
         )
     training = learning.training(config, shape, resident, mesh, embed)
     sample = wiring.sampling(config, shape, mesh)
-    found = run_folder.of(config, (*splits.fingerprints, *beside), begun)
+    found = run_folder.of(config, marks, begun)
     abstract = jax.eval_shape(training.init)
     check_state(abstract, training.layout)
     if claim:
@@ -216,6 +193,61 @@ def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
         checkpoints=checkpoints,
         state=state,
     )
+
+
+class Loaded(NamedTuple):
+    """A run's data.
+
+    Attributes:
+      splits: of images or vectors.
+      trained: the same, or the latents of those that are trained on.
+      shape: of one image or vector.
+      space: of the latents; None where there are none.
+      marks: fingerprints of all that the training depends on.
+    """
+
+    splits: DataSet
+    trained: DataSet
+    shape: Shape
+    space: Autoencoder | None
+    marks: tuple[str, ...]
+
+
+def load(
+    config: ConfigDict, workdir: Path, known: run_folder.Measured, mesh: Mesh
+) -> Loaded:
+    """Reads the data, encodes them where the config says so, and tells of them.
+
+    Sets the config's latent.channels to what the autoencoder has.
+
+    Raises:
+      UserError: something is wrong with the data, or they are not those that the run
+        in this folder began with.
+    """
+    space = None
+    if config.latent.weights:
+        space = latents.load(config.latent.weights)
+        config.latent.channels = len(space.mean)
+    beside = beside_images(config, space)
+    judging = judge.Weights.of(config)
+    judging.find()  # what is missing is told before images are decoded
+
+    def approve(marks: tuple[str, ...]) -> None:
+        run_folder.check_data(workdir, config, known, (*marks, *beside))
+
+    splits = dataset.load(config, approve=approve)
+    shape = dataset.sample_shape(config, splits.source.train)
+    judging.check(shape)
+    trained, fits = splits, splits.resident
+    if space is not None:
+        fits = encoding.resident(config, splits, space)
+    checks.check_coupling(config, fits)
+    if space is not None:
+        dataset.aligned(config, splits)  # before hours of encoding
+        trained, space = encoding.encoded(config, splits, space)
+        space = parallel.put(space, parallel.replicated(mesh))
+    print(told(config, splits, shape, trained.resident))
+    return Loaded(splits, trained, shape, space, (*splits.fingerprints, *beside))
 
 
 def beside_images(config: ConfigDict, space: Autoencoder | None) -> tuple[str, str]:
