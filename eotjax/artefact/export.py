@@ -28,23 +28,9 @@ from eotjax.errors import UserError, reason, require
 from eotjax.networks import latents
 from eotjax.training import checkpoint
 
-FORMAT = 6
+FORMAT = 6  # of what earlier versions wrote nothing is read
 SPACE = "autoencoder.npz"
 MEASURED = ("evaluation.json", "README.md", "translations*.png", "ranked*.png")
-# What the configs of a format do not say yet, as they mean it.
-NEW: dict[int, dict[str, dict]] = {
-    2: {
-        "latent": {"weights": "", "channels": 0, "license": "", "cache": ""},
-        "model": {"patch": 1},
-        "estimator": {"moments": ()},
-        "data": {"validation": 0.0},
-        "sampling": {"temperature": 1.0},
-        "judge": {"classifier": "", "weights": "", "wanted": -1},
-    },
-    3: {},  # the next one refines what patches give
-    4: {"estimator": {"noise": "white", "spectrum": ""}},
-    5: {"sampling": {"restart": 0.0}},
-}
 CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
 
 
@@ -195,7 +181,7 @@ def describe(path: str | Path) -> dict:
     """
     path = remote.fetched(path)
     try:
-        description = _upgraded(json.loads((path / "config.json").read_text()))
+        description = json.loads((path / "config.json").read_text())
         version = description["format"]
         if version == FORMAT:
             missing = set(CONTENTS) - set(description)
@@ -214,18 +200,6 @@ def describe(path: str | Path) -> dict:
             "that wrote it."
         )
     return description
-
-
-def _upgraded(description: dict) -> dict:
-    """A description as one of this format, as far as its meaning is still the same."""
-    version, config = description["format"], description.get("config", {})
-    if version == 2 and config["estimator"]["name"] == "bridge":
-        config["estimator"]["prediction"] = "v"  # which no bridge read
-    while version in NEW and not (version == 3 and config["model"]["patch"] != 1):
-        for group, values in NEW[version].items():
-            config[group] = {**values, **config.get(group, {})}
-        version += 1
-    return {**description, "format": version}
 
 
 def load(path: str | Path, /, **sampling) -> Translator:

@@ -70,26 +70,6 @@ def test_the_artefact_of_a_run_holds_its_averaged_parameters(trained, smoke):
     assert json.loads(json.dumps(result)) == written["forward"]
 
 
-def test_an_artefact_of_format_2_is_read(artefact, translator):
-    path = artefact / "config.json"
-    description = json.loads(path.read_text()) | {"format": 2}
-    config = description["config"]
-    del config["latent"], config["judge"]
-    for group, key in (
-        ("model", "patch"),
-        ("estimator", "moments"),
-        ("estimator", "noise"),
-        ("estimator", "spectrum"),
-        ("data", "validation"),
-        ("sampling", "temperature"),
-        ("sampling", "restart"),
-    ):
-        del config[group][key]
-    path.write_text(json.dumps(description))
-    before = eotjax.load(artefact)
-    np.testing.assert_array_equal(before(SOURCE), translator(SOURCE))
-
-
 def test_a_folder_of_other_things_is_not_exported_into(trained, tmp_path):
     (tmp_path / "README.md").write_text("mine")
     for folder in (tmp_path, trained):
@@ -103,25 +83,6 @@ def test_a_folder_of_other_things_is_not_exported_into(trained, tmp_path):
     for path in (cut_off / "config.json", *export.measured(cut_off)):
         path.unlink()
     export.check_place(cut_off)
-
-
-@pytest.mark.parametrize("version", [3, 4])
-def test_an_artefact_from_before_coloured_noise_is_read(artefact, translator, version):
-    path = artefact / "config.json"
-    description = json.loads(path.read_text()) | {"format": version}
-    for key in ("noise", "spectrum"):
-        del description["config"]["estimator"][key]
-    del description["config"]["sampling"]["restart"]
-    path.write_text(json.dumps(description))
-    np.testing.assert_array_equal(eotjax.load(artefact)(SOURCE), translator(SOURCE))
-
-
-def test_an_artefact_from_before_restarts_is_read(artefact, translator):
-    path = artefact / "config.json"
-    description = json.loads(path.read_text()) | {"format": 5}
-    del description["config"]["sampling"]["restart"]
-    path.write_text(json.dumps(description))
-    np.testing.assert_array_equal(eotjax.load(artefact)(SOURCE), translator(SOURCE))
 
 
 def test_what_goes_in_says_what_comes_out(translator):
@@ -299,10 +260,6 @@ def damage(artefact, kind):
     elif kind == "old":
         changed = json.loads(config.read_text())
         config.write_text(json.dumps(changed | {"format": 1}))
-    elif kind == "patches as they were":
-        changed = json.loads(config.read_text()) | {"format": 3}
-        changed["config"]["model"]["patch"] = 2
-        config.write_text(json.dumps(changed))
     elif kind == "no digests":
         changed = json.loads(config.read_text())
         del changed["sha256"]
@@ -322,8 +279,7 @@ def damage(artefact, kind):
         ("cut", "is no eotjax export"),
         ("other json", "is no eotjax export"),
         ("version", "format 99"),
-        ("patches as they were", "format 3, this eotjax reads 6"),
-        ("old", "format 1"),
+        ("old", "format 1, this eotjax reads 6"),
         ("no digests", "sha256"),
         ("another's parameters", "params is damaged"),
         ("a bit of the program", "stablehlo is damaged"),
