@@ -211,7 +211,7 @@ def refusal(config, workdir) -> str:
         ("sampling.restart", 0.5, "only a bridge has"),
         ("sampling.temperature", 0.5, "only a bridge has"),
         ("optimizer.learning_rate", math.nan, "give a number"),
-        ("optimizer.learning_rate", -1.0, "positive"),
+        ("optimizer.learning_rate", -1.0, "not be negative"),
         ("optimizer.clip_norm", 0.0, "positive"),
         ("optimizer.ema_decay", 1.5, "1 excluded"),
         ("optimizer.final_fraction", -3.0, "in 0 to 1"),

@@ -71,7 +71,7 @@ RANGES: dict[str, Range] = {
     "model.patch": COUNT,
     "model.head_channels": COUNT,
     "model.dropout": PART,
-    "optimizer.learning_rate": POSITIVE,
+    "optimizer.learning_rate": NOT_NEGATIVE,
     "optimizer.muon": NOT_NEGATIVE,
     "optimizer.final_fraction": SHARE,
     "optimizer.clip_norm": POSITIVE,

@@ -5,7 +5,7 @@ and runs the sampler that belongs to it.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
@@ -36,6 +36,7 @@ MakeExample = Callable[
 ]
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """What is asked of an estimator; its sampling options are attributes of its own."""
 
