@@ -394,7 +394,9 @@ def test_the_command_changes_what_it_is_given_and_nothing_else(
     monkeypatch.setattr(command.Weights, "of", lambda config: of_run)
     monkeypatch.setattr(judge.classifiers, "load", lambda *names: names)
     assert asked() == of_run
-    assert asked("--classifier_weights=b.pth").classifier_weights == "b.pth"
+    other = tmp_path / "b.pth"
+    other.touch()
+    assert asked(f"--classifier_weights={other}").classifier_weights == str(other)
     assert asked("--wanted=1") == dataclasses.replace(of_run, wanted=1)
     none = dataclasses.replace(of_run, classifier="", classifier_weights="")
     assert asked("--classifier=") == none
