@@ -46,7 +46,7 @@ class Translator:
     @property
     def solvers(self) -> tuple[str, ...]:
         """The solvers that its estimator has."""
-        return tuple(wiring.estimator(self.config, self.shape).solvers)
+        return tuple(wiring.estimator(self.config, self.shape).solvers())
 
     @property
     def guidable(self) -> bool:

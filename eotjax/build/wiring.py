@@ -138,7 +138,7 @@ def check_names(config: ConfigDict) -> None:
     """Raises UserError where the config chooses by a name that there is not."""
     compute_dtype(config)
     make_schedule(config)
-    solvers = estimator(config, (1,)).solvers
+    solvers = estimator(config, (1,)).solvers()
     choose(solvers, config.sampling.solver, "sampling.solver")
 
 
@@ -192,7 +192,7 @@ def sample_points(
     """Wires `sample` where it diffuses: (params, keys, source, direction) -> ends."""
     net = network(config, shape)
     estimate = estimator(config, shape)
-    solver = choose(estimate.solvers, config.sampling.solver, "sampling.solver")
+    solver = choose(estimate.solvers(), config.sampling.solver, "sampling.solver")
     times = solver.times(config.sampling.steps)
     if done is not None:
         times = times[: done + 1]

@@ -213,7 +213,6 @@ class Bridge:
     restart: float = 0.0
     images = 1  # that the network sees
 
-    @property
     def solvers(self) -> dict[str, Solver]:
         """The ways to sample, by name.
 

@@ -44,7 +44,6 @@ class ConditionalScore:
     guidance: float = 1.0
     images = 2  # that the network sees, side by side in the channels
 
-    @property
     def solvers(self) -> dict[str, Solver]:
         """The ways to sample, by name.
 

@@ -44,7 +44,6 @@ class Estimator(Protocol):
     def images(self) -> int:
         """How many images the network sees, side by side in the channels."""
 
-    @property
     def solvers(self) -> dict[str, Solver]:
         """The ways to sample, by name."""
 

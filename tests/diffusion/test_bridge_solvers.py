@@ -25,7 +25,7 @@ def law_at_the_end(pair, name, steps):
     over more paths than these finds all the coefficients.
     """
     d, bridge = len(pair.a), Bridge(pair.epsilon)
-    solver = bridge.solvers[name]
+    solver = bridge.solvers()[name]
     keys = jax.random.split(jax.random.key(0), d * (steps + 1) + 10)
     source = jax.random.normal(jax.random.key(1), (len(keys), d))
     end = jax.jit(bridge.sample, static_argnums=(0, 5))(
@@ -120,8 +120,8 @@ def test_samples_of_one_source_part_to_two_clusters_as_the_plan_says(solver, ste
         jax.random.split(jax.random.key(0), N),
         jnp.zeros((N, 1)),
         jnp.zeros(N, int),
-        bridge.solvers[solver].times(steps),
-        bridge.solvers[solver].step,
+        bridge.solvers()[solver].times(steps),
+        bridge.solvers()[solver].step,
     )
     # Sampling alone gives 0.87 / sqrt(N) on average; the rest is for the steps' error.
     assert scipy.stats.kstest(np.asarray(end)[:, 0], cdf).statistic < 2.5 / np.sqrt(N)
@@ -141,7 +141,7 @@ def test_coloured_noise_makes_the_bridge_of_coloured_images(name, restart, monke
         return (x.reshape(len(x), 24) @ matrix).reshape(x.shape)
 
     def end(bridge, to_y, source):
-        solver = bridge.solvers[name]
+        solver = bridge.solvers()[name]
         times = solver.times(6)
         network = exact(bridge, to_y)
         return bridge.sample(network, keys, source, forward(keys), times, solver.step)
@@ -164,7 +164,7 @@ def test_coloured_noise_makes_the_bridge_of_coloured_images(name, restart, monke
 @pytest.mark.parametrize("name", ORDERS)
 def test_an_image_depends_on_its_own_key_and_not_on_its_neighbours(name):
     bridge = Bridge(EPSILON)
-    solver = bridge.solvers[name]
+    solver = bridge.solvers()[name]
     sample = jax.jit(
         lambda keys, source: bridge.sample(
             lambda inputs, t, label: jnp.cos(inputs) + t[0],
@@ -191,7 +191,10 @@ def test_an_image_depends_on_its_own_key_and_not_on_its_neighbours(name):
 def test_few_steps_end_at_a_target_that_is_known(name, steps):
     """Whatever noise the way has: all pixels are -1, and clipping changes nothing."""
     bridge = Bridge(EPSILON, bound=1.0)
-    solver, source = bridge.solvers[name], jax.random.normal(jax.random.key(0), (9, 2))
+    solver, source = (
+        bridge.solvers()[name],
+        jax.random.normal(jax.random.key(0), (9, 2)),
+    )
     network = exact(bridge, lambda x_t, t: jnp.full_like(x_t, -1))
     keys = jax.random.split(jax.random.key(1), 9)
     end = bridge.sample(
@@ -210,7 +213,7 @@ def test_clipping_keeps_predicted_targets_in_their_range(clip, name):
             seen.append(denoise(x_t, t))
             return seen[-1]
 
-        return bridge.solvers[name].step(watching, *state)
+        return bridge.solvers()[name].step(watching, *state)
 
     with jax.disable_jit():
         end = bridge.sample(
@@ -290,7 +293,7 @@ def test_temperature_multiplies_the_noises_deviation(name):
             jnp.ones((N, 1)),
             jnp.zeros(N, int),
             jnp.linspace(0, 0.5, 4),
-            bridge.solvers[name].step,
+            bridge.solvers()[name].step,
         )
         return float(jnp.std(end))
 
@@ -310,7 +313,7 @@ def test_going_back_leaves_the_law_of_the_pairs(name):
 
     def ends(restart):
         bridge = Bridge(case.epsilon, restart=restart)
-        solver = bridge.solvers[name]
+        solver = bridge.solvers()[name]
         sample = jax.jit(
             lambda keys, x: bridge.sample(
                 exact(bridge, case.to_y), keys, x, forward(x), times, solver.step
@@ -338,7 +341,7 @@ def test_going_back_to_just_before_a_step_is_as_going_back_to_it(name, before):
     """Of second order a step is extrapolated by its length over the last one's."""
     case, n = in_1d(), 2_000
     bridge = Bridge(case.epsilon)
-    solver = bridge.solvers[name]
+    solver = bridge.solvers()[name]
     times = solver.times(10)
     source = jnp.float32(np.random.default_rng(0).normal(case.a, 1, (n, 1)))
 
@@ -374,7 +377,7 @@ def variance_at_the_end(cross, name, *, epsilon, steps, restart=0.0):
     bridge = Bridge(epsilon, restart=restart)
     keys = jax.random.split(jax.random.key(0), N)
     source = jax.random.normal(jax.random.key(1), (N, 1))
-    solver = bridge.solvers[name]
+    solver = bridge.solvers()[name]
     end = jax.jit(bridge.sample, static_argnums=(0, 5))(
         exact(bridge, to_y),
         keys,

@@ -44,7 +44,7 @@ def noised_moments(process, t):
 
 
 def solvers(process):
-    return ConditionalScore(process, "v", rho=0.0).solvers
+    return ConditionalScore(process, "v", rho=0.0).solvers()
 
 
 def solve(process, name, steps, keys, start, denoise=None, times=None):

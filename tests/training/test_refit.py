@@ -50,7 +50,7 @@ def exact_drift(pairs):
 def sampler_of(steps):
     """As `build.sample_points`, of pairs' moments in place of parameters."""
     estimate = bridge.Bridge(epsilon=EPSILON)
-    solver = estimate.solvers["ancestral"]
+    solver = estimate.solvers()["ancestral"]
 
     def sample(params, keys, source, direction):
         predict = exact_drift(params)
