@@ -363,6 +363,10 @@ def test_a_run_that_never_trained_leaves_its_folder_to_another(
     found = json.loads((tmp_path / "run" / "config.json").read_text())
     assert found["batch_size"] == 8
     assert lines(tmp_path / "run")[-1]["plan/entropy"] == pytest.approx(0.5, abs=0.02)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # for its room: the artefact stays
+    config.batch_size = 16
+    with pytest.raises(UserError, match="batch_size was 8 and is 16"):
+        train.train(config, tmp_path / "run")
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_before_data_are_read(

@@ -132,19 +132,27 @@ def check(folder: Path, config: ConfigDict) -> None:
 
 
 def has_trained(folder: Path) -> bool:
-    """Whether a run has saved more than its beginning, step 0."""
+    """Whether a run has saved more than its beginning, step 0, or an artefact."""
+    if any((folder / name).exists() for name in ("best", "export", "newest")):
+        return True
     saved = (path.name for path in (folder / "checkpoints").glob("*"))
     return any(name.isdigit() and int(name) for name in saved)
 
 
 def _give_up(folder: Path) -> None:
     """Removes the claim of a run that never trained, and its beginning."""
+    _together(f"all have read {folder}")
     if parallel.is_leader():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for name in ("config.json", "plan.json"):
             (folder / name).unlink(missing_ok=True)
-    if jax.process_count() > 1:  # none reads what was there before
-        multihost_utils.sync_global_devices(f"{folder} is given up")
+    _together(f"{folder} is given up")
+
+
+def _together(what: str) -> None:
+    """Waits until all processes have come to this."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def config(folder: Path, *, data: str = "", latents: str = "") -> ConfigDict:
