@@ -14,9 +14,8 @@ from PIL import Image
 
 import eotjax
 from eotjax.artefact import files as artefact_files
-from eotjax.artefact import folder
 from eotjax.artefact.folder import make_task, translate_jobs
-from eotjax.data import images
+from eotjax.data import domains, images
 from eotjax.errors import UserError
 
 
@@ -427,7 +426,7 @@ def test_no_more_is_decoded_ahead_than_told():
         return -item
 
     with ThreadPoolExecutor(3) as pool:
-        results = folder._ahead(pool, begin, list(range(100)), 3)
+        results = domains.ahead(pool, begin, list(range(100)), 3)
         assert next(results) == (0, 0)
         assert enough.wait(60)
     # The pool has ended with what it was given: the first item, and three ahead of it.
@@ -436,7 +435,7 @@ def test_no_more_is_decoded_ahead_than_told():
 
 def test_items_keep_their_order_and_their_results():
     with ThreadPoolExecutor(4) as pool:
-        found = list(folder._ahead(pool, lambda x: x * x, list(range(50)), 7))
+        found = list(domains.ahead(pool, lambda x: x * x, list(range(50)), 7))
     assert found == [(x, x * x) for x in range(50)]
 
 
