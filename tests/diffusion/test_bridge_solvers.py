@@ -377,15 +377,13 @@ def variance_at_the_end(cross, name, *, epsilon, steps, restart=0.0):
     bridge = Bridge(epsilon, restart=restart)
     keys = jax.random.split(jax.random.key(0), N)
     source = jax.random.normal(jax.random.key(1), (N, 1))
-    solver = bridge.solvers()[name]
-    end = jax.jit(bridge.sample, static_argnums=(0, 5))(
-        exact(bridge, to_y),
-        keys,
-        source,
-        forward(keys),
-        solver.times(steps),
-        solver.step,
-    )
+    solver, network = bridge.solvers()[name], exact(bridge, to_y)
+    times = solver.times(steps)
+    end = jax.jit(
+        lambda keys, source: bridge.sample(
+            network, keys, source, forward(keys), times, solver.step
+        )
+    )(keys, source)
     return float(jnp.var(end))
 
 
@@ -410,4 +408,4 @@ def test_a_restart_just_before_a_step_is_no_worse_than_another(restart):
     found = variance_at_the_end(
         own, "dpmpp_2m_sde", epsilon=1.0, steps=10, restart=restart
     )
-    assert found < 1.15
+    assert found < 1.1  # 1.08 of these steps without one
