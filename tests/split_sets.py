@@ -13,6 +13,11 @@ def config(kind, path="", **changes):
     return c
 
 
+def four(splits):
+    """The sets of a data set in the order of NAMES."""
+    return (*splits.train, splits.source.test, splits.target.test)
+
+
 def rows(array):
     """The images of an array as a set of bytes, and how many there are."""
     return {image.tobytes() for image in array}, len(array)

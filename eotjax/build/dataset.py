@@ -77,8 +77,8 @@ def load(
         """With all in memory that has to be, and what is held out as it is shown."""
         reads = [(side.valid, names[0]), (side.test, names[1])]
         if resident and not config.latent.weights:  # latents have files of their own
-            reads.append((side.train, names[0]))
-        valid, test, *train = gather(partial(domains.read_all, *x) for x in reads)
+            reads.insert(0, (side.train, names[0]))
+        *train, valid, test = gather(partial(domains.read_all, *x) for x in reads)
         valid, test = (centred(x, size) for x in (valid, test))
         if c.tint:
             valid, test = (tint_test(x) if len(x) else x for x in (valid, test))

@@ -10,7 +10,6 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from eotjax.data import batch
-from eotjax.data.batch import Data
 from eotjax.diffusion.estimator import Example, Label, MakeExample, both_ways
 from eotjax.training.muon import is_matrix, scale_by_muon
 from eotjax.transport.pairing import Held, Pairing
@@ -69,7 +68,7 @@ def make_train_step(
     seed: int,
     both: bool = False,
     pieces: int = 1,
-) -> Callable[[TrainState, Data], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
     """Builds the pure step (state, data) -> (state, metrics).
 
     Args:
@@ -107,7 +106,7 @@ def make_train_step(
         cut = jax.tree.map(lambda x: dealt(x, pieces), example)
         return jax.lax.scan(add, nothing, (cut, jax.random.split(key, pieces)))[0]
 
-    def train_step(state: TrainState, data: Data) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, data: Any) -> tuple[TrainState, Metrics]:
         _, _, key_time, key_noise, key_net = batch.step_keys(seed, state.step)
         pairs = pair(state.step, state.held, data)
         times = stratified_times(key_time, len(pairs.source))

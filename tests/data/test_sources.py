@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 from PIL import Image
-from split_sets import NAMES, config, rows
+from split_sets import NAMES, config, four, rows
 
 from eotjax.build import dataset
 from eotjax.data import domains, images, sources
@@ -22,8 +22,8 @@ def test_digits_are_the_twos_and_threes_of_scikit_learn_without_overlap():
     loaded = load_digits()
     splits = sources.digits((8, 8))
     for digit, train, test in [
-        (2, splits.source.train, splits.source.test),
-        (3, splits.target.train, splits.target.test),
+        (2, splits.train_source, splits.test_source),
+        (3, splits.train_target, splits.test_target),
     ]:
         pixels = np.round(loaded.images[loaded.target == digit] * 255 / 16)
         every, count = rows(pixels.astype(np.uint8))
@@ -50,7 +50,7 @@ def test_digits_are_enlarged_and_tinted_in_hues_that_cover_the_circle(smoke):
 
 def test_a_folder_gives_the_pixels_of_its_files_in_order(image_folder):
     splits = dataset.load(config("folder", image_folder))
-    for name, split in zip(NAMES, splits, strict=False):
+    for name, split in zip(NAMES, four(splits), strict=True):
         files = sorted((image_folder / name).iterdir())
         expected = np.stack([np.asarray(Image.open(f)) for f in files])
         np.testing.assert_array_equal(split, expected)
@@ -68,7 +68,7 @@ def test_four_folders_anywhere_can_be_named_by_absolute_paths(tmp_path, write_im
     keys = ("train_source", "train_target", "test_source", "test_target")
     named = dict(zip(keys, map(str, folders), strict=True))
     splits = dataset.load(config("folder", tmp_path, **named))
-    for split, pixels in zip(splits, written, strict=False):
+    for split, pixels in zip(four(splits), written, strict=True):
         np.testing.assert_array_equal(split, list(pixels.values()))
 
 
@@ -109,7 +109,7 @@ def test_a_folder_is_told_from_others_by_names_and_sizes(image_folder, tmp_path)
     def mark(folder):
         names = domains.Four(*[folder.name] * 4)
         found = sources.folder(str(folder.parent), names, domains.Four(*[DECODE] * 4))
-        return domains.unread(found.source.train)
+        return domains.unread(found.train_source)
 
     first = mark(image_folder / "trainA")
     elsewhere = shutil.copytree(image_folder / "trainA", tmp_path / "elsewhere")
@@ -191,7 +191,7 @@ def test_an_npz_gives_its_own_arrays(tmp_path, shape, dtype):
     np.savez(tmp_path / "a.npz", **written)
     c = config("npz", tmp_path / "a.npz")
     splits = dataset.load(c)
-    for name, split in zip(NAMES, splits, strict=False):
+    for name, split in zip(NAMES, four(splits), strict=True):
         assert split.dtype == dtype
         np.testing.assert_array_equal(split, written[name])
     assert dataset.sample_shape(c, splits.source.train) == shape
