@@ -38,7 +38,7 @@ def likeliest(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
         )
         logits = sinkhorn.row_logits(cost, plan.g, run.config.coupling.epsilon)
         best = np.asarray(jax.lax.top_k(logits, TARGETS)[1])
-        stored = run.splits.source.train, run.splits.target.train
+        stored = run.splits.train
         size = tuple(config.data.image_size)
 
         def read(side: int, index: np.ndarray) -> np.ndarray:

@@ -99,7 +99,7 @@ def setting(case: Case) -> Setting:
     splits = dataset.load(config)
     embed = planning.embed(config, splits)
     data = prepare.device_data(config, splits, embed, mesh)
-    lengths = (len(splits.source.train), len(splits.target.train))
+    lengths = splits.lengths
     batches = [data] * planning.CALIBRATION_STEPS
     epsilon = planning.find_epsilon(
         config, lambda: planning.try_groups(config, embed, batches, lengths, mesh)

@@ -82,7 +82,7 @@ def batches(config: ConfigDict, splits: DataSet) -> Iterator[tuple[Tensor, Tenso
     """The draws of eotjax's steps before they are paired: [b, c, h, w], two each."""
     unpaired = config.copy_and_resolve_references()
     unpaired.coupling.method = "independent"
-    lengths = (len(splits.source.train), len(splits.target.train))
+    lengths = splits.lengths
     mesh = parallel.make_mesh()
     pair = planning.pair(
         unpaired, cost.pixels, planning.sinkhorn_settings(unpaired), lengths, mesh

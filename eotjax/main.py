@@ -33,6 +33,16 @@ def add_configs_root(argv: list[str]) -> None:
             sys.path.append(str(path.parent.parent))
 
 
+def own_mistake(error: Exception) -> str:
+    """What is wrong in a config file, and where."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    file, line = place.filename, place.lineno
+    if isinstance(error, SyntaxError):
+        file, line = error.filename or file, error.lineno
+    said = error.args[0] if isinstance(error, KeyError) else error
+    return f"eotjax: {file}, line {line}: {type(error).__name__}: {said}"
+
+
 def parse(argv: list[str]) -> list[str]:
     """absl's parser, with every mistake told in one sentence."""
     add_configs_root(argv)
@@ -41,14 +51,10 @@ def parse(argv: list[str]) -> list[str]:
         CONFIG.value.keys()  # a config that could not be loaded raises here
     except (AttributeError, KeyError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        said = error.args[0] if isinstance(error, KeyError) else error
-        if "ml_collections" not in Path(place.filename).parts:  # a config's own mistake
-            sys.exit(
-                f"eotjax: {place.filename}, line {place.lineno}: "
-                f"{type(error).__name__}: {said}"
-            )
+        if "ml_collections" not in Path(place.filename).parts:
+            sys.exit(own_mistake(error))
         if isinstance(error, KeyError):
-            sys.exit(f"eotjax: {said}")
+            sys.exit(f"eotjax: {error.args[0]}")
         name = re.findall(r"\w+", str(error))[0]
         given = [arg for arg in argv if name in arg.split("=")[0].split(".")]
         hint = re.search(r"Did you mean .*?\?", str(error))
@@ -60,12 +66,7 @@ def parse(argv: list[str]) -> list[str]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         sys.exit(f"eotjax: {lines[-1].removeprefix('ValueError: ')}")
     except Exception as error:  # a config is a program: anything
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        file, line = place.filename, place.lineno
-        if isinstance(error, SyntaxError):
-            file, line = error.filename or file, error.lineno
-        said = f"{type(error).__name__}: {error}"
-        sys.exit(f"eotjax: {file}, line {line}: {said}")
+        sys.exit(own_mistake(error))
     if rest[1:]:
         sys.exit(f"eotjax: {rest[1]!r} is no option; write --name=value.")
     return rest

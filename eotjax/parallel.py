@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -86,6 +87,12 @@ def check_devices() -> None:
 def is_leader() -> bool:
     """Whether this process, of several perhaps, is the one that prints and writes."""
     return jax.process_index() == 0
+
+
+def together(what: str) -> None:
+    """Waits until all processes of a run have come to this."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

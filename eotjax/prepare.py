@@ -121,8 +121,7 @@ def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
     begun = known.begun or beginning.described(config.init)
     asked, config = config, config.copy_and_resolve_references()
     splits, trained, shape, space, marks = load(config, workdir, known, mesh)
-    lengths = (len(trained.source.train), len(trained.target.train))
-    resident = lengths if trained.resident else None
+    resident = trained.lengths if trained.resident else None
     embed = planning.embed(config, trained)
     on_device = device_data(config, trained, embed, mesh) if resident else None
 

@@ -127,8 +127,7 @@ def mirrored(path: str | Path) -> Iterator[Path]:
             _kept_alike[copy.local.absolute()] = copy
             print(f"{path}: worked on in {copy.local}, copied every minute", flush=True)
             stack.enter_context(_pushing(copy))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"{path} is here")
+        parallel.together(f"{path} is here")
         yield copy.local
 
 

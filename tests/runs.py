@@ -87,7 +87,7 @@ def final_state(config, workdir):
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits.source.train)
     config = planning.with_epsilon(config, 1.0)
-    lengths = (len(splits.source.train), len(splits.target.train))
+    lengths = splits.lengths
     state = jax.eval_shape(learning.training(config, shape, lengths, mesh).init)
     layout = parallel.replicated(mesh)
     checkpoints = Checkpoints(workdir / "checkpoints", keep=2)

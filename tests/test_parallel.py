@@ -26,7 +26,7 @@ def build(config, devices):
     config = planning.with_epsilon(config, config.coupling.epsilon)
     splits = dataset.load(config)
     shape = dataset.sample_shape(config, splits.source.train)
-    lengths = (len(splits.source.train), len(splits.target.train))
+    lengths = splits.lengths
     mesh = parallel.make_mesh(jax.devices()[:devices])
     training = learning.training(config, shape, lengths, mesh)
     arrays = {"source": splits.source.train, "target": splits.target.train}

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
@@ -140,8 +139,7 @@ def copy(artefact: Path, path: Path) -> None:
                     raise
         described = (artefact / "config.json").read_text()
         atomic.write_text(path / "config.json", described)
-    if jax.process_count() > 1:  # none reads what was there before
-        multihost_utils.sync_global_devices(f"{path} is copied")
+    parallel.together(f"{path} is copied")  # none reads what was there before
 
 
 def digest(params: PyTree) -> str:

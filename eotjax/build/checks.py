@@ -1,7 +1,8 @@
 """Refuses a config whose parts do not fit each other, before minutes are spent."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -88,8 +89,8 @@ Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network
 
 def check_config(config: ConfigDict, num_devices: int) -> None:
     """Raises UserError where the values of a config are none or do not fit together."""
-    check_numbers(config)
     flat = flatten_dict(config.to_dict(), sep=".")
+    check_numbers(flat)
     for name, options in CHOICES.items():
         choose(dict.fromkeys(options), flat[name], name)
     for name, (holds, told) in RANGES.items():
@@ -241,9 +242,12 @@ def check_model(config: ConfigDict) -> None:
         )
 
 
-def check_numbers(config: ConfigDict) -> None:
-    """Raises UserError where a number is none, or too large for what counts it."""
-    for name, value in flatten_dict(config.to_dict(), sep=".").items():
+def check_numbers(flat: Mapping[str, Any]) -> None:
+    """Raises UserError where a number is none, or too large for what counts it.
+
+    Args: flat: the config, by names such as data.flip.
+    """
+    for name, value in flat.items():
         if name in TUPLES:
             kind, example = TUPLES[name]
             require(

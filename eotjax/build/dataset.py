@@ -186,13 +186,11 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
     if kind(config) == "folder":
         wanted = map(sources.marks_of, names)
         marks = arrays.read(remote.fetched(c.features), wanted).arrays
-    for name, features, (key, side) in zip(
-        names[:2],
-        found[:2],
-        {"source": splits.source, "target": splits.target}.items(),
-        strict=True,
+    for key, side, name, features in (
+        ("source", splits.source, names.train_source, found.train_source),
+        ("target", splits.target, names.train_target, found.train_target),
     ):
-        rows, fingerprint = side.trained, side.fingerprint
+        rows = side.trained
         if features.ndim != 2 or len(features) != len(rows):
             raise UserError(
                 f"{c.features} has features {features.shape} for the {key} set of "
@@ -202,7 +200,8 @@ def aligned(config: ConfigDict, splits: DataSet) -> dict[str, domains.Domain]:
         told = marks.get(sources.marks_of(name))
         if told is not None:
             require(
-                len(told) == len(rows) and domains.of_marks(told[rows]) == fingerprint,
+                len(told) == len(rows)
+                and domains.of_marks(told[rows]) == side.fingerprint,
                 f"{c.features} was made of other images than {name} holds now; make it "
                 "anew.",
             )

@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from flax.traverse_util import flatten_dict
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from eotjax import atomic, parallel
@@ -141,18 +139,12 @@ def has_trained(folder: Path) -> bool:
 
 def _give_up(folder: Path) -> None:
     """Removes the claim of a run that never trained, and its beginning."""
-    _together(f"all have read {folder}")
+    parallel.together(f"all have read {folder}")
     if parallel.is_leader():
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         for name in ("config.json", "plan.json"):
             (folder / name).unlink(missing_ok=True)
-    _together(f"{folder} is given up")
-
-
-def _together(what: str) -> None:
-    """Waits until all processes have come to this."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
+    parallel.together(f"{folder} is given up")
 
 
 def config(folder: Path, *, data: str = "", latents: str = "") -> ConfigDict:

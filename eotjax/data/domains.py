@@ -89,6 +89,11 @@ class DataSet(NamedTuple):
         return self.source.train, self.target.train
 
     @property
+    def lengths(self) -> tuple[int, int]:
+        """How many images are trained on."""
+        return len(self.source.train), len(self.target.train)
+
+    @property
     def fingerprints(self) -> tuple[str, str]:
         """Those of both training sets."""
         return self.source.fingerprint, self.target.fingerprint
@@ -175,10 +180,7 @@ def fingerprint(domain: Domain, label: str) -> str:
       label: of the progress that is shown: files are read whole.
     """
     if isinstance(domain, np.ndarray):
-        digest = hashlib.sha256(f"{domain.dtype} {domain.shape}".encode())
-        for part in domain:
-            digest.update(part.tobytes())
-        return digest.hexdigest()
+        return _of_array(domain)
     progress, digest = Progress(label, len(domain), "images"), hashlib.sha256()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _, part in ahead(
@@ -195,8 +197,15 @@ def fingerprint(domain: Domain, label: str) -> str:
 def unread(domain: Domain) -> str:
     """As `fingerprint`, of files' names and sizes only; of arrays that itself."""
     if isinstance(domain, np.ndarray):
-        return fingerprint(domain, "")
+        return _of_array(domain)
     return of_marks(map(domain.mark, range(len(domain))))
+
+
+def _of_array(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    for part in array:
+        digest.update(part.tobytes())
+    return digest.hexdigest()
 
 
 def of_marks(marks: Iterable[str]) -> str:

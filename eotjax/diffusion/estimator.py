@@ -34,6 +34,8 @@ def expand(x: Shaped[Array, "b"], like: Float[Array, "b ..."]) -> Array:
 MakeExample = Callable[
     [Key[Array, ""], Image, Image, Label, Float[Array, "b"]], Example
 ]
+# (network, keys, source, direction, times, step of a solver) -> translations
+Sample = Callable[[Network, Keys, Image, Label, Times, Step], Image]
 
 
 @runtime_checkable
@@ -47,26 +49,13 @@ class Estimator(Protocol):
     def solvers(self) -> dict[str, Solver]:
         """The ways to sample, by name."""
 
-    def example(
-        self,
-        key: Key[Array, ""],
-        source: Image,
-        target: Image,
-        direction: Label,
-        t: Float[Array, "b"],
-    ) -> Example:
+    @property
+    def example(self) -> MakeExample:
         """What the network should say of each pair at times t."""
 
-    def sample(
-        self,
-        network: Network,
-        keys: Keys,
-        source: Image,
-        direction: Label,
-        times: Times,
-        solver: Step,
-    ) -> Image:
-        """Translates `source`, one key an image, along the solver's times."""
+    @property
+    def sample(self) -> Sample:
+        """Translates sources, one key an image, along a solver's times."""
 
 
 def both_ways(source: Image, target: Image) -> tuple[Image, Image, Label]:

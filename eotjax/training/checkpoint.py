@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from eotjax import atomic, parallel
@@ -149,8 +148,7 @@ class Checkpoints:
                 f"checkpoint {path.name} is damaged ({reason(error)}): it is now in "
                 f"{place}, and the one before it is used"
             )
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+        parallel.together("damaged checkpoints are set aside")
         self._checkpointer.reload()
 
     def close(self) -> None:

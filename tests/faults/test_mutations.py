@@ -235,7 +235,7 @@ def test_options(often, vectors, monkeypatch, config):
             found.estimator.moments = (1.0, 1.0, 0.0)
         found.estimator.noise = "white"
         mesh = parallel.make_mesh(jax.devices()[:1])
-        lengths = (len(splits.source.train), len(splits.target.train))
+        lengths = splits.lengths
         data = dict(zip(("source", "target"), splits.train, strict=True))
         if found.coupling.method == "whole":
             return "plan between whole sets"
