@@ -1,6 +1,6 @@
 """Turns a config into what training needs: optimiser, step, a bridge's own pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -159,9 +159,9 @@ def flops(
     training: Training,
     lowered: jax.stages.Lowered,
     state: step.TrainState,
-    data: Data,
+    data: Mapping[str, Array | jax.ShapeDtypeStruct],
 ) -> float:
-    """FLOPs of one step over all devices.
+    """FLOPs of one step over all devices; of the data only the shapes count.
 
     XLA counts a loop's body once: a batch that is cut up is counted in one piece.
     """
