@@ -102,6 +102,8 @@ class Viewer:
 def train(config: ConfigDict, workdir: str | Path) -> bool:
     """Trains, or goes on training, in `workdir`; then exports and evaluates.
 
+    Does nothing where all that is done already.
+
     Returns:
       False where a signal stopped the run early; its state is then saved.
 
@@ -112,6 +114,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         stack.enter_context(run_folder.alone(remote.local(workdir).absolute()))
         folder = stack.enter_context(remote.mirrored(workdir))
         run = prepare.prepare(config, folder.absolute())
+        if has_ended(run):
+            run.checkpoints.close()
+            made = run.workdir / "export"
+            print(f"the run had ended: remove {made} to have it made again")
+            return True
         begun = int(run.state.step)
         writer = logging.Writer(
             run.workdir, step=begun, tensorboard=run.config.tensorboard
@@ -129,6 +136,20 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             return True
     print(f"stopped at step {int(state.step)}; the same command goes on from there")
     return False
+
+
+def has_ended(run: Run) -> bool:
+    """Whether the last state's artefact, as this config asks for it, is all there."""
+    best, folder = run.workdir / "best", run.workdir / "export"
+    artefacts = [folder, *([best] if best.exists() else [])]
+    if int(run.state.step) < run.config.steps or not all(map(card.there, artefacts)):
+        return False
+    try:
+        described = export.describe(folder)
+    except errors.UserError:
+        return False  # it is damaged, and written anew
+    changed = run_folder.changes(described["config"], run.config)
+    return described["step"] == run.config.steps and not changed
 
 
 def log_of(run: Run, writer: logging.Writer) -> logging.Log:

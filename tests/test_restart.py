@@ -35,7 +35,7 @@ def files(folder):
     """The contents of the files that eotjax itself writes, without orbax's."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
-        for pattern in ("*", "samples/*", "export/*")
+        for pattern in ("*", "samples/*", "export/*", "best/*")
         for path in folder.glob(pattern)
         if path.is_file()
     }
@@ -83,14 +83,40 @@ def test_scores_of_another_sampler_do_not_choose_the_best_step(
     assert train.step_of_best(tmp_path) == 6
 
 
-def test_a_finished_run_that_is_started_again_changes_nothing(trained, smoke, tmp_path):
+def test_a_finished_run_that_is_started_again_does_nothing(
+    trained, smoke, tmp_path, capsys
+):
     again = tmp_path / "run"
     shutil.copytree(trained, again)
+    later = again / "export" / "evaluation.json"
+    later.write_text('{"measured": "later"}')
+    before = files(again)
+    assert train.train(smoke(), again)
+    assert f"the run had ended: remove {again / 'export'}" in capsys.readouterr().out
+    assert len(before) >= 6 and files(again) == before
+
+
+@pytest.mark.parametrize("cut", ["export/README.md", "best/README.md"])
+def test_a_run_that_was_killed_at_its_end_ends_as_one_that_was_not(
+    trained, smoke, tmp_path, cut
+):
+    again = tmp_path / "run"
+    shutil.copytree(trained, again)
+    (again / cut).unlink()
     assert train.train(smoke(), again)
     before, after = files(trained), files(again)
     assert len(before) >= 6 and before == after
     states = [final_state(smoke(), workdir) for workdir in (trained, again)]
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_finished_run_is_exported_anew_as_its_config_asks_now(
+    trained, smoke, tmp_path
+):
+    again = tmp_path / "run"
+    shutil.copytree(trained, again)
+    assert train.train(smoke(sampling__steps=3), again)
+    assert export.describe(again / "export")["config"]["sampling"]["steps"] == 3
 
 
 @pytest.mark.parametrize("device_gib", [4.0, 0.0], ids=["resident", "streamed"])

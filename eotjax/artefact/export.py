@@ -29,7 +29,7 @@ from eotjax.training import checkpoint
 
 FORMAT = 6  # of what earlier versions wrote nothing is read
 SPACE = "autoencoder.npz"
-MEASURED = ("evaluation.json", "README.md", "translations*.png", "ranked*.png")
+MEASURED = ("evaluation.json", "translations*.png", "ranked*.png", "README.md")
 CONTENTS = ("shape", "step", "license", "plan", "sha256", "config")
 
 

@@ -9,6 +9,7 @@ from eotjax.artefact import export, stablehlo
 from eotjax.errors import UserError, reason
 from eotjax.evaluation import measures
 
+NAME = "README.md"
 PLAN = ("epsilon", "entropy", "transport_cost", "marginal_error")
 ROWS = {  # of an evaluation: what answers there
     "eotjax": "is this model",
@@ -160,4 +161,9 @@ def write(folder: str | Path) -> None:
     """Writes README.md into an artefact, from its config.json and evaluation.json."""
     folder = Path(folder)
     card = text(export.describe(folder), measured(folder))
-    atomic.write_text(folder / "README.md", card)
+    atomic.write_text(folder / NAME, card)
+
+
+def there(folder: Path) -> bool:
+    """Whether an artefact has its card, which a run writes last."""
+    return (folder / NAME).exists()
