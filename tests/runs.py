@@ -14,7 +14,7 @@ from eotjax import parallel
 from eotjax.build import dataset, learning, planning
 from eotjax.training.checkpoint import Checkpoints
 
-QUICKLY = "--xla_backend_optimization_level=1"  # compiled, on one device
+QUICKLY = "--xla_backend_optimization_level=0"  # compiled, on one device
 # Never ends, and never saves unless it is told to.
 ENDLESS = ("--config.steps=1000000", "--config.checkpoint.every=1000000")
 

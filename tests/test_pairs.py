@@ -47,7 +47,9 @@ def seen(monkeypatch):
     [(GROUPS, [3]), (OWN, [2, 5])],
     ids=["of a plan", "of a plan and the bridge's own"],
 )
-def test_they_are_those_of_the_step(vectors, tmp_path, seen, changes, steps):
+def test_they_are_those_of_the_step(
+    vectors, tmp_path, seen, changes, steps, one_device
+):
     config = vectors(steps=5, batch_size=8, **changes)
     train.train(config, tmp_path / "run")
     jax.effects_barrier()
@@ -60,7 +62,9 @@ def test_they_are_those_of_the_step(vectors, tmp_path, seen, changes, steps):
                 assert (found[side] != known[step - 1][number]).any()
 
 
-def test_steps_that_cannot_be_rebuilt_are_refused(vectors, tmp_path, interrupt):
+def test_steps_that_cannot_be_rebuilt_are_refused(
+    vectors, tmp_path, interrupt, one_device
+):
     interrupt(5)
     assert not train.train(vectors(steps=5, **OWN), tmp_path / "run")
     with pytest.raises(UserError, match=r"no step 6.*from 1 to 5"):

@@ -41,7 +41,9 @@ def files(folder):
     }
 
 
-def test_the_best_step_is_of_this_run(vectors, tmp_path, monkeypatch, interrupt):
+def test_the_best_step_is_of_this_run(
+    vectors, tmp_path, monkeypatch, interrupt, one_device
+):
     """Where going back drops the score of what RUN/best holds, it counts no more."""
     values = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(judge, "selection", lambda *_: lambda *_: next(values))
@@ -65,7 +67,7 @@ def test_the_best_step_is_of_this_run(vectors, tmp_path, monkeypatch, interrupt)
 
 
 def test_scores_of_another_sampler_do_not_choose_the_best_step(
-    vectors, tmp_path, monkeypatch, interrupt
+    vectors, tmp_path, monkeypatch, interrupt, one_device
 ):
     values = iter([1.0, 3.0, 2.0])
     monkeypatch.setattr(judge, "selection", lambda *_: lambda *_: next(values))
@@ -215,7 +217,7 @@ def test_a_signal_while_pairs_are_made_loses_no_step(vectors, tmp_path, monkeypa
 
 
 def test_a_signal_while_the_last_state_is_saved_is_heard(
-    vectors, tmp_path, monkeypatch
+    vectors, tmp_path, monkeypatch, one_device
 ):
     close = Checkpoints.close
 
@@ -310,7 +312,7 @@ def test_the_folder_of_another_run_is_refused_by_the_keys_that_differ(trained, s
     assert files(trained) == before
 
 
-def test_a_run_does_not_go_on_with_other_data(vectors, tmp_path):
+def test_a_run_does_not_go_on_with_other_data(vectors, tmp_path, one_device):
     config, path = vectors(steps=2), tmp_path / "vectors.npz"
     assert train.train(config, tmp_path / "run")
     with np.load(path) as whole:
@@ -326,7 +328,9 @@ def test_a_run_does_not_go_on_with_other_data(vectors, tmp_path):
     assert train.train(config, tmp_path / "run")  # none of its steps saw that
 
 
-def test_a_run_does_not_go_on_with_other_features(vectors, tmp_path, interrupt):
+def test_a_run_does_not_go_on_with_other_features(
+    vectors, tmp_path, interrupt, one_device
+):
     path = tmp_path / "features.npz"
     rng = np.random.default_rng(0)
     arrays = {"trainA": rng.normal(size=(30, 2)), "trainB": rng.normal(size=(20, 2))}
@@ -409,7 +413,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_before_data_are_read(
 
 
 def test_a_run_may_find_its_data_and_its_weights_elsewhere(
-    vectors, tmp_path, interrupt, monkeypatch
+    vectors, tmp_path, interrupt, monkeypatch, one_device
 ):
     config = vectors()
     config.latent.weights = "hub/name"

@@ -45,7 +45,9 @@ def test_a_run_keeps_its_best_step(trained, smoke):
     assert (trained / "best" / "evaluation.json").exists()
 
 
-def test_the_best_step_is_the_one_of_the_lowest_score(vectors, tmp_path, monkeypatch):
+def test_the_best_step_is_the_one_of_the_lowest_score(
+    vectors, tmp_path, monkeypatch, one_device
+):
     values = iter([3.0, 1.0, 2.0])
     monkeypatch.setattr(judge, "selection", lambda *_: lambda *_: next(values))
     assert train.train(vectors(steps=6, sample_every=2), tmp_path / "run")
@@ -85,14 +87,16 @@ def test_a_whole_plan_that_was_not_solved_ends_the_run_before_its_first_step(
         train.train(config, tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(vectors, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_remedy(
+    vectors, tmp_path, one_device
+):
     config = vectors(optimizer__learning_rate=1e30, log_every=1)
     with pytest.raises(UserError, match=r"loss is (nan|inf).*optimizer\.learning_rate"):
         train.train(config, tmp_path)
     assert not (tmp_path / "export").exists()
 
 
-def test_plans_that_fail_stop_the_run_with_a_remedy(vectors, tmp_path):
+def test_plans_that_fail_stop_the_run_with_a_remedy(vectors, tmp_path, one_device):
     config = vectors(coupling__max_iterations=1, coupling__epsilon=1e-6)
     with pytest.raises(UserError, match=r"marginal error.*raise coupling\.epsilon"):
         train.train(config, tmp_path)
@@ -130,7 +134,7 @@ def test_a_profile_is_of_the_steps_after_the_first_ten(
         assert found.stat().st_size > 1_000
 
 
-def test_tensorboard_shows_the_numbers_of_metrics_jsonl(vectors, tmp_path):
+def test_tensorboard_shows_the_numbers_of_metrics_jsonl(vectors, tmp_path, one_device):
     pytest.importorskip("tensorflow", reason="clu's writer needs TensorFlow")
     assert train.train(vectors(tensorboard=True), tmp_path)
     from tensorboard.backend.event_processing import event_accumulator

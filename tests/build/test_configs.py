@@ -35,17 +35,16 @@ def known_variants(file):
     return str(told.value).partition("there are ")[2].split(", ")
 
 
-# The common variants in two configs, of small networks; cde is what all files but one
-# choose.
+# What two files are tried with besides, of small networks.
 COMBINED = ["cdiffe,independent,smoke", "cmde,smoke", "bridge,smoke"]
 
 
 def names():
-    """Each file and its own variants at full size, and with the common variants."""
-    common = {"cde", *",".join(COMBINED).split(",")}
+    """Each file, and with its own variants; those of default are common to all."""
     for file in FILES:
-        own = [variant for variant in known_variants(file) if variant not in common]
-        yield from (file, *(f"{file}:{variant}" for variant in [*COMBINED, *own]))
+        variants = [*importlib.import_module(f"configs.{file}").VARIANTS]
+        variants += COMBINED if file in ("default", "horse2zebra") else []
+        yield from (file, *(f"{file}:{variant}" for variant in variants))
 
 
 def abstract_data(config, name):

@@ -217,7 +217,7 @@ def test_ranked_translations_run_from_best_to_worst():
     assert seen == [20, 60, 80, 40]  # (the image of distance 3 is black)
 
 
-def test_a_tiny_test_set_is_evaluated_too(vectors, tmp_path):
+def test_a_tiny_test_set_is_evaluated_too(vectors, tmp_path, one_device):
     config = vectors(steps=1)
     with np.load(config.data.path) as arrays:
         one = dict(arrays) | {k: arrays[k][:1] for k in ("testA", "testB")}
@@ -300,7 +300,7 @@ def test_the_command_evaluates_with_another_solver_into_another_folder(
 
 
 def test_test_images_that_may_have_been_trained_on_are_told_of(
-    vectors, tmp_path, monkeypatch, capsys
+    vectors, tmp_path, monkeypatch, capsys, one_device
 ):
     config = vectors(steps=1)
     with np.load(config.data.path) as arrays:
