@@ -9,15 +9,11 @@ import pytest
 from runs import final_state, lines, timeless
 
 import eotjax
-from eotjax import beginning, parallel, train
+from eotjax import beginning, train
 from eotjax.artefact import export
 from eotjax.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    mesh = parallel.make_mesh(jax.devices()[:1])
-    monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def cooled(vectors, steps):

@@ -35,16 +35,19 @@ def known_variants(file):
     return str(told.value).partition("there are ")[2].split(", ")
 
 
-# What two files are tried with besides, of small networks.
+# The common variants in two configs, of small networks; cde is what all files but one
+# choose.
 COMBINED = ["cdiffe,independent,smoke", "cmde,smoke", "bridge,smoke"]
 
 
 def names():
-    """Each file, and with its own variants; those of default are common to all."""
+    """Each file and its own variants at full size, and with the common variants."""
+    common = {"cde", *",".join(COMBINED).split(",")}
     for file in FILES:
-        variants = [*importlib.import_module(f"configs.{file}").VARIANTS]
-        variants += COMBINED if file in ("default", "horse2zebra") else []
-        yield from (file, *(f"{file}:{variant}" for variant in variants))
+        theirs = {*importlib.import_module(f"configs.{file}").VARIANTS}
+        others = common if file == "default" else common - theirs
+        own = [variant for variant in known_variants(file) if variant not in others]
+        yield from (file, *(f"{file}:{variant}" for variant in [*COMBINED, *own]))
 
 
 def abstract_data(config, name):
