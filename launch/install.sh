@@ -43,7 +43,6 @@ if [[ -z $wanted ]]; then exit 0; fi
 extras=$(IFS=, && echo "$*")
 extras=${extras:+[$extras]}
 echo "Installing eotjax$extras into .venv (minutes the first time, then seconds)."
-# Python compiles what is imported, when it is: a minute less for all of it.
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+.venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --constraint requirements.lock --editable ".$extras"
 printf '%s\n' eotjax "$@" >>"$stamp"
