@@ -1,5 +1,6 @@
-"""Arrays of .npz files that need not be trusted: no code, no more than they hold."""
+"""Arrays in files that need not be trusted: no code, no more than they hold."""
 
+import hashlib
 import math
 import os
 import zipfile
@@ -8,7 +9,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jaxtyping import PyTree
 from numpy.lib import format
 
 from eotjax import atomic
@@ -80,3 +83,14 @@ def write_one(path: Path, array: np.ndarray) -> None:
     """Writes a .npy file, whole or not at all."""
     with atomic.replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def digest(tree: PyTree) -> str:
+    """The SHA-256 of all arrays of a tree, with their names, types and shapes."""
+    digest = hashlib.sha256()
+    for name, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        said = f"{jax.tree_util.keystr(name)} {array.dtype} {array.shape}"
+        digest.update(said.encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

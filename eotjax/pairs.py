@@ -41,7 +41,8 @@ def of_step(run: Run, done: int) -> tuple[Points, Points]:
             "longer kept; give a later step.",
         )
         make = learning.pair_maker(config, run.shape, run.mesh)
-        made = make(run.state.maker, data, rounds)
+        kept = run.workdir / run_folder.OWN_PAIRS
+        made = make(run.state.maker, data, rounds, kept)
         assert made is not None  # nothing stops it
         data = data | made
     draw = jax.jit(run.training.pairs)

@@ -95,6 +95,13 @@ def together(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def leaders(value: bool) -> bool:
+    """What the leader has for `value`, of a run of several processes."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A one-dimensional mesh over `devices`, all of the run's by default."""
     devices = jax.devices() if devices is None else devices

@@ -14,7 +14,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eotjax import beginning, caches, errors, parallel, progress, remote
+from eotjax import arrays, beginning, caches, errors, parallel, progress, remote
 from eotjax.artefact import export
 from eotjax.artefact.translator import Translator
 from eotjax.build import (
@@ -259,7 +259,7 @@ def beside_images(config: ConfigDict, space: Autoencoder | None) -> tuple[str, s
         )
         with path.open("rb") as file:
             features = hashlib.file_digest(file, "sha256").hexdigest()
-    return export.digest(space) if space is not None else "", features
+    return arrays.digest(space) if space is not None else "", features
 
 
 def check_state(state: step.TrainState, layout: step.TrainState) -> None:
@@ -347,9 +347,9 @@ def streamed(
         rows=slice(first, first + share),
     )
     layout = parallel.split(mesh)
-    for arrays in batches:
+    for rows in batches:
         yield jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(layout, x), arrays
+            lambda x: jax.make_array_from_process_local_data(layout, x), rows
         )
 
 

@@ -227,7 +227,11 @@ def loop(
             data = iter(())  # those made before give way
             with log.aside():
                 made = make_pairs(
-                    state.maker, run.on_device, rounds, lambda: interruption.asked
+                    state.maker,
+                    run.on_device,
+                    rounds,
+                    run.workdir / run_folder.OWN_PAIRS,
+                    lambda: interruption.asked,
                 )
             if stop := made is None:
                 break

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from eotjax import atomic, parallel, remote
+from eotjax import arrays, atomic, parallel, remote
 from eotjax.artefact import stablehlo
 from eotjax.artefact.translator import Translator, with_sampling
 from eotjax.build import wiring
@@ -74,7 +74,10 @@ def save(
     params, network = jax.device_get((params, network))
     program = stablehlo.serialize(config, shape, params)
     (path / stablehlo.NAME).write_bytes(program)
-    sums = {"params": digest(network), stablehlo.NAME: _sha256(path / stablehlo.NAME)}
+    sums = {
+        "params": arrays.digest(network),
+        stablehlo.NAME: _sha256(path / stablehlo.NAME),
+    }
     if isinstance(params, latents.Model):
         latents.save(path / SPACE, params.space)
         sums[SPACE] = _sha256(path / SPACE)
@@ -140,17 +143,6 @@ def copy(artefact: Path, path: Path) -> None:
         described = (artefact / "config.json").read_text()
         atomic.write_text(path / "config.json", described)
     parallel.together(f"{path} is copied")  # none reads what was there before
-
-
-def digest(params: PyTree) -> str:
-    """The SHA-256 of all parameters, with their names, types and shapes."""
-    digest = hashlib.sha256()
-    for name, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        said = f"{jax.tree_util.keystr(name)} {array.dtype} {array.shape}"
-        digest.update(said.encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def _sha256(path: Path) -> str:
@@ -238,7 +230,7 @@ def parameters(path: str | Path) -> PyTree:
 
 def _network(path: Path, abstract: PyTree, expected: Mapping[str, str]) -> PyTree:
     params = checkpoint.load_tree(path / "params", abstract)
-    _check(path, "params", digest(params), expected)
+    _check(path, "params", arrays.digest(params), expected)
     return params
 
 

@@ -36,6 +36,7 @@ FREE_KEYS = (
     "coupling.features",  # what is in it may not: check_data
     "coupling.dense_gib",
 )
+OWN_PAIRS = "own_pairs"  # within it, what a bridge made to learn from
 # What the config of a run has at least.
 PARTS = {"checkpoint", "coupling", "data", "estimator", "latent", "sampling", "steps"}
 

@@ -7,7 +7,9 @@ learnt next. The Schroedinger bridge is the fixed point (Shi et al. 2023, arXiv
 2303.16852, algorithm 1; Peluchetti 2023, arXiv 2304.00917).
 """
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree, UInt32
 
-from eotjax import parallel
+from eotjax import arrays, parallel
 from eotjax.data import batch
 from eotjax.data.batch import Data
 from eotjax.data.domains import filled
@@ -52,6 +54,7 @@ def made(side: str) -> str:
 
 
 FIRST = "first_copy"  # in a step's data: FIRST of the above, in numbers of images
+PART = 256  # ends that are kept together
 
 
 def mixed(
@@ -113,9 +116,10 @@ def maker(
     seed: int,
     mesh: Mesh,
 ) -> Callable[..., Data | None]:
-    """Builds make(params, data, number, stop): the ends of all views, both ways.
+    """Builds make(params, data, number, folder, stop): all views' ends, both ways.
 
-    None where `stop()`, asked now and then, has said so.
+    They are kept in `folder`, which is one run's; those of the same parameters that lie
+    there are not made again. None where `stop()`, asked now and then, has said so.
 
     Args:
       bridge: the sampler.
@@ -149,21 +153,69 @@ def maker(
         params: PyTree,
         data: Data,
         number: int,
+        folder: Path,
         stop: Callable[[], bool] = lambda: False,
     ) -> Data | None:
         counts = {side: copies * len(data[side]) for side in SIDES}
-        report = Progress("making pairs", sum(counts.values()), "images")
+        place = _place(folder, number, params)
+        found = {
+            (side, start): _kept(place / f"{side}-{start}.npy")
+            for side in SIDES
+            for start in range(0, counts[side], PART)
+        }
+        before = sum(len(part) for part in found.values() if part is not None)
+        report = Progress("making pairs", sum(counts.values()), "images", before)
+        parts: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
+        for (side, start), part in found.items():
+            if part is None:
+                rows = []
+                for index, new in filled(min(PART, counts[side] - start), at_once):
+                    if stop():
+                        return None
+                    at = parallel.put(start + index, cut)
+                    end = programs[side](params, data, jnp.uint32(number), at)
+                    rows.append(np.asarray(end)[:new])
+                    report.update(new)
+                part = np.concatenate(rows)
+                _keep(place / f"{side}-{start}.npy", part)
+            parts[side].append(part)
         ends = {FIRST: parallel.put(np.int32(number * copies), replicated)}
         for side, other in (SIDES, SIDES[::-1]):
-            parts = []
-            for index, new in filled(counts[side], at_once):
-                if stop():
-                    return None
-                rows = parallel.put(index, cut)
-                part = programs[side](params, data, jnp.uint32(number), rows)
-                parts.append(np.asarray(part)[:new])
-                report.update(new)
-            ends[made(other)] = parallel.put(np.concatenate(parts), replicated)
+            ends[made(other)] = parallel.put(np.concatenate(parts[side]), replicated)
         return ends
 
     return make
+
+
+def _place(folder: Path, number: int, params: PyTree) -> Path:
+    """Where the ends that these parameters lead to are kept."""
+    return folder / f"{number:06d}-{arrays.digest(params)[:16]}"
+
+
+def _kept(path: Path) -> np.ndarray | None:
+    """A part that was kept; None where there is none, or a damaged one."""
+
+    def read() -> np.ndarray | None:
+        try:
+            return np.load(path, allow_pickle=False)
+        except (OSError, EOFError, ValueError):
+            return None
+
+    part = read() if parallel.is_leader() else None
+    if not parallel.leaders(part is not None):
+        return None  # all then make it, together
+    return part if parallel.is_leader() else np.load(path, allow_pickle=False)
+
+
+def _keep(path: Path, part: np.ndarray) -> None:
+    """Keeps a part; those of an earlier number give way."""
+    if not parallel.is_leader():
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for earlier in path.parent.parent.iterdir():
+            if earlier.name < path.parent.name:
+                shutil.rmtree(earlier)
+        arrays.write_one(path, part)
+    except OSError as error:  # on a full disk, perhaps, or a read-only one
+        print(f"cannot keep {path} ({error.strerror}): a restart makes it again")

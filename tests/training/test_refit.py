@@ -1,5 +1,6 @@
 """Pairs that a bridge makes itself, against the Schroedinger bridge of Gaussians."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -94,14 +95,14 @@ def maker_of(sampler, *, copies, at_once):
     )
 
 
-def test_own_pairs_tend_to_the_schroedinger_bridge(sets):
+def test_own_pairs_tend_to_the_schroedinger_bridge(sets, tmp_path):
     """From independent pairs, by the exact bridge between the last pairs."""
     make = maker_of(sampler_of(100), copies=1, at_once=4_000)
     wanted = cross_moment_of_bridge(*SCALES, EPSILON)
     xx, yy = (float(jnp.mean(sets[side] ** 2)) for side in refit.SIDES)
     xy, errors = 0.0, []
     for number in range(1, 7):
-        made = make((xx, yy, xy), sets, number)
+        made = make((xx, yy, xy), sets, number, tmp_path)
         back, forth = (
             float(jnp.mean(sets[side] * made[refit.made(other)]))
             for side, other in (refit.SIDES, refit.SIDES[::-1])
@@ -117,17 +118,17 @@ def test_own_pairs_tend_to_the_schroedinger_bridge(sets):
     assert errors[1] < 0.7 * errors[0]
 
 
-def test_views_that_show_the_same_have_ends_of_their_own(sets):
+def test_views_that_show_the_same_have_ends_of_their_own(sets, tmp_path):
     few = {side: values[:8] for side, values in sets.items()}
     make = maker_of(sampler_of(5), copies=3, at_once=8)
-    ends = [make((1.0, 0.36, 0.2), few, number) for number in (1, 2)]
+    ends = [make((1.0, 0.36, 0.2), few, number, tmp_path) for number in (1, 2)]
     for side in refit.SIDES:
         of_side = np.concatenate([np.asarray(end[refit.made(side)]) for end in ends])
         assert len(np.unique(of_side.reshape(6, 8, 1), axis=0)) == 6
 
 
 @pytest.mark.parametrize("copies", [1, 3])
-def test_made_pairs_are_real_on_the_side_to_be_learnt(monkeypatch, copies):
+def test_made_pairs_are_real_on_the_side_to_be_learnt(monkeypatch, tmp_path, copies):
     """Rows and their partners are told apart by values that encode them."""
     monkeypatch.setitem(globals(), "COPY", 0.5)
     count, size = 40, 16
@@ -139,7 +140,7 @@ def test_made_pairs_are_real_on_the_side_to_be_learnt(monkeypatch, copies):
     def shifted(params, keys, source, direction):
         return source + jnp.where(direction == 0, 500.0, 700.0)[:, None]
 
-    made = maker_of(shifted, copies=copies, at_once=16)((), data, 2)
+    made = maker_of(shifted, copies=copies, at_once=16)((), data, 2, tmp_path)
 
     def plan_draw(step, held, data):
         return Drawn(jnp.full((size, 1), -1.0), jnp.full((size, 1), -2.0), (), held)
@@ -166,3 +167,52 @@ def test_made_pairs_are_real_on_the_side_to_be_learnt(monkeypatch, copies):
     assert not np.array_equal(
         source[4:], np.asarray(draw(1, (), data | made).source)[4:, 0]
     )
+
+
+def test_ends_that_are_kept_are_not_made_again(sets, tmp_path, monkeypatch):
+    few = {side: values[:10] for side, values in sets.items()}
+    monkeypatch.setattr(refit, "PART", 8)
+    asked = []
+
+    def watched(*arguments):
+        jax.debug.callback(lambda x: asked.extend(x.ravel().tolist()), arguments[2])
+        return sampler_of(5)(*arguments)
+
+    def made(params, number, stop=lambda: False):
+        asked.clear()
+        make = maker_of(watched, copies=2, at_once=8)
+        ends = make(params, few, number, tmp_path, stop)
+        jax.effects_barrier()
+        return ends
+
+    params, other = (1.0, 0.36, 0.2), (1.0, 0.36, 0.3)
+    whole = made(params, 1)
+    assert len(asked) == 6 * 8  # three parts of each side, the last one filled up
+    assert len(list(tmp_path.glob("*/*.npy"))) == 6
+    np.testing.assert_equal(jax.device_get(made(params, 1)), jax.device_get(whole))
+    assert not asked
+
+    damaged, missing = sorted(tmp_path.glob("*/*.npy"))[1:3]
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    missing.unlink()
+    np.testing.assert_equal(jax.device_get(made(params, 1)), jax.device_get(whole))
+    assert len(asked) == 2 * 8
+
+    # Those of other parameters, or of a later number, are others.
+    of_others = made(other, 1)
+    assert len(asked) == 6 * 8
+    assert (of_others["target_made"] != whole["target_made"]).any()
+    answers = iter([False, False, True])
+    assert made(params, 2, lambda: next(answers)) is None
+    later = made(params, 2)
+    assert len(asked) == 4 * 8  # two were kept when it was stopped
+    assert (later["target_made"] != whole["target_made"]).any()
+    assert {path.parent.name[:6] for path in tmp_path.glob("*/*")} == {"000002"}
+
+
+def test_a_disk_without_room_for_ends_stops_nothing(sets, tmp_path, capsys):
+    (tmp_path / "taken").write_text("no folder")
+    few = {side: values[:8] for side, values in sets.items()}
+    make = maker_of(sampler_of(5), copies=1, at_once=8)
+    assert make((1.0, 0.36, 0.2), few, 1, tmp_path / "taken") is not None
+    assert "a restart makes it again" in capsys.readouterr().out
