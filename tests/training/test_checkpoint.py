@@ -227,6 +227,9 @@ def test_whole_checkpoints_of_another_network_are_left_alone(tmp_path):
     assert not (tmp_path / "c.damaged").exists()
 
 
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self/fd"), reason="only Linux lists a process's files"
+)
 def test_saving_leaves_no_thread_and_no_file_open(tmp_path):
     """Else a run of some thousand checkpoints would come to its limit of files."""
     checkpoints = Checkpoints(tmp_path, keep=1)
