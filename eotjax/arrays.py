@@ -19,6 +19,8 @@ from eotjax.errors import reason
 
 HEADERS = {(1, 0): format.read_array_header_1_0, (2, 0): format.read_array_header_2_0}
 
+KEPT = "kept"
+
 
 class Found(NamedTuple):
     """What is read of an .npz file, and the names of all that it holds."""
@@ -74,15 +76,30 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz file, whole or not at all."""
-    with atomic.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+    """Writes an .npz file, whole or not at all; NumPy's own takes not every name."""
+    with atomic.replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as to:
+        for name, array in arrays.items():
+            with to.open(f"{name}.npy", "w", force_zip64=True) as file:
+                format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def write_one(path: Path, array: np.ndarray) -> None:
     """Writes a .npy file, whole or not at all."""
     with atomic.replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def keep(path: Path, array: np.ndarray) -> None:
+    """Writes a part of a long work, whole or not at all."""
+    write(path, {KEPT: array})
+
+
+def kept(path: Path) -> np.ndarray | None:
+    """What `keep` wrote; None where there is nothing, or it is damaged."""
+    try:
+        return read(path, [KEPT]).arrays[KEPT]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def digest(tree: PyTree) -> str:

@@ -208,7 +208,7 @@ def page(folder: str | Path, translator: Translator) -> Any:
                 0, precision=0, label="Seed", info="same seed, same answer"
             )
             guidance = gr.Slider(
-                minimum=0,
+                minimum=min(0, sampling.guidance),
                 maximum=sampling.guidance + 4,
                 value=sampling.guidance,
                 step=0.1,
@@ -228,7 +228,7 @@ def page(folder: str | Path, translator: Translator) -> Any:
             )
             restart = of_bridges(
                 minimum=0,
-                maximum=0.95,
+                maximum=max(0.95, sampling.restart),
                 value=sampling.restart,
                 label="Restart",
                 info="back to this time, and on again; 0: once",

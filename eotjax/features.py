@@ -64,14 +64,13 @@ def make(
     def part(name: str, start: int) -> np.ndarray:
         """Features of a few images, of unit length; from a file, if there is one."""
         few = paths[name][start : start + AT_ONCE]
-        kept = partly / f"{digest}_{list(paths).index(name)}_{start}.npy"
-        if kept.exists():
-            found = np.load(kept, allow_pickle=False)
-        else:
+        path = partly / f"{digest}_{list(paths).index(name)}_{start}.npz"
+        found = arrays.kept(path)
+        if found is None:
             found = classify(np.stack(list(map(decode, few)))).features
             length = np.linalg.norm(found, axis=1, keepdims=True)
             found = (found / np.maximum(length, 1e-12)).astype(np.float32)
-            arrays.write_one(kept, found)
+            arrays.keep(path, found)
         progress.update(len(few))
         return found
 

@@ -42,7 +42,7 @@ def of_step(run: Run, done: int) -> tuple[Points, Points]:
         )
         make = learning.pair_maker(config, run.shape, run.mesh)
         kept = run.workdir / run_folder.OWN_PAIRS
-        made = make(run.state.maker, data, rounds, kept)
+        made = make(run.state.maker, data, rounds, kept, keep=False)
         assert made is not None  # nothing stops it
         data = data | made
     draw = jax.jit(run.training.pairs)
@@ -111,6 +111,13 @@ def write(
         atomic.check_writable(remote.local(output).absolute().parent)
     run = prepare.prepare(config, folder, claim=False)
     run.checkpoints.close()
+    vectors = len(run.shape) == 1
+    suffix = suffix or (".npz" if vectors else ".png")
+    require(
+        vectors == (suffix == ".npz"),
+        f"{output} cannot hold these pairs: those of vectors go to an .npz file, those "
+        "of images to a picture; name it so.",
+    )
     source, target = of_step(run, done)
     broken = [
         row
@@ -121,8 +128,6 @@ def write(
         f"step {done}: {len(source)} pairs, "
         + (f"rows {broken} are nan or infinite" if broken else "all finite")
     )
-    vectors = len(run.shape) == 1
-    suffix = ".npz" if vectors else ".png"
     address = output or remote.below(workdir, f"pairs_{done:07d}{suffix}")
     with remote.placing(address) as path:
         if vectors:

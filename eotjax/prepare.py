@@ -149,6 +149,7 @@ def prepare(config: ConfigDict, workdir: Path, *, claim: bool = True) -> Run:
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
         always=learning.cooldown_begins(config),
+        own=claim,
     )
     beginning.carry_on(workdir, config, checkpoints)
     fresh, held = checkpoints.latest_step() is None, None

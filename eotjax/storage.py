@@ -85,11 +85,7 @@ class Copy:
             names = wanted[start : start + AT_ONCE]
             for name in names:
                 self._here(name).parent.mkdir(parents=True, exist_ok=True)
-            with told("read", self.address):
-                self._fs.get(
-                    [self._there(name) for name in names],
-                    [str(self._here(name)) for name in names],
-                )
+            self._bring(names)
             report.update(len(names))
         if own:
             return
@@ -98,6 +94,19 @@ class Copy:
         now = _stamps(self.local)
         self._known = {name: (now[name], there[name]) for name in there if name in now}
         self._note()
+
+    def _bring(self, names: list[str]) -> None:
+        """Fetches files; each is in its place when it is whole."""
+        places = [self._here(name) for name in names]
+        coming = [x.with_name(f".{uuid4().hex}.tmp") for x in places]
+        try:
+            with told("read", self.address):
+                self._fs.get([self._there(x) for x in names], list(map(str, coming)))
+            for temporary, place in zip(coming, places, strict=True):
+                temporary.replace(place)
+        finally:
+            for temporary in coming:
+                temporary.unlink(missing_ok=True)
 
     def _set_aside(self, names: list[str]) -> None:
         """Keeps what was done here for a folder that another process then took over."""
@@ -129,27 +138,11 @@ class Copy:
             self._push()
 
     def _push(self) -> None:
-        manifest = self._manifest()
-        if manifest is None or manifest["owner"] != self._owner:
-            raise TakenOver(
-                f"another process works in {self.address} since then: nothing more of "
-                f"this one is copied there; what it has done is in {self.local}."
-            )
-        now = _stamps(self.local)
-        new = [name for name, stamp in now.items() if self._stamp(name) != stamp]
+        now, new = self._put_all()
         gone = self._known.keys() - now.keys()
-        pushed = dict(self._known)
-        for name in new:
-            try:
-                self._fs.put_file(str(self._here(name)), self._there(name))
-            except FileNotFoundError:
-                if self._here(name).exists():
-                    raise
-                continue  # removed just now
-            pushed[name] = now[name], None
         if not new and not gone:
             return
-        self._known = {name: x for name, x in pushed.items() if name in now}
+        self._known = {name: x for name, x in self._known.items() if name in now}
         self._write_manifest()
         # What another process has listed of a folder in this one is not so any more.
         above = {str(x) for name in (*new, *gone) for x in PurePosixPath(name).parents}
@@ -159,6 +152,35 @@ class Copy:
         if lost:
             self._fs.rm(lost)
         self._note()
+
+    def _put_all(self) -> tuple[dict[str, Stamp], set[str]]:
+        """Copies what has changed here; what lies here, and the names of what was new.
+
+        What vanishes meanwhile was a part of something, a checkpoint perhaps, whose
+        other parts must not take the place of what is whole: all is looked at again.
+        """
+        every: set[str] = set()
+        while True:
+            manifest = self._manifest()
+            if manifest is None or manifest["owner"] != self._owner:
+                raise TakenOver(
+                    f"another process works in {self.address} since then: nothing more "
+                    f"of this one is copied there; what it has done is in {self.local}."
+                )
+            now, whole = _stamps(self.local), True
+            new = [name for name, stamp in now.items() if self._stamp(name) != stamp]
+            for name in new:
+                try:
+                    self._fs.put_file(str(self._here(name)), self._there(name))
+                except FileNotFoundError:
+                    if self._here(name).exists():
+                        raise
+                    whole = False  # removed just now
+                    continue
+                self._known[name] = now[name], None
+            every.update(new)
+            if whole:
+                return now, every
 
     def _stamp(self, name: str) -> Stamp | None:
         return self._known[name][0] if name in self._known else None

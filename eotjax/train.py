@@ -17,6 +17,7 @@ from eotjax import atomic, errors, parallel, prepare, remote
 from eotjax.artefact import export
 from eotjax.build import learning, planning, run_folder, wiring
 from eotjax.data import images
+from eotjax.data.batch import Data
 from eotjax.evaluation import card, evaluate, judge
 from eotjax.networks import kernels
 from eotjax.prepare import Run
@@ -191,11 +192,11 @@ def _judged_alike(run: Run) -> bool:
 
 
 def step_of_best(workdir: Path) -> int | None:
-    """The step in RUN/best; None where there is none yet."""
-    folder = workdir / "best"
-    if not (folder / "config.json").exists():
+    """The step in RUN/best; None where there is none yet, or none that is whole."""
+    try:
+        return export.describe(workdir / "best")["step"]
+    except errors.UserError:  # it is damaged, and gives way to the next
         return None
-    return export.describe(folder)["step"]
 
 
 def loop(
@@ -209,6 +210,7 @@ def loop(
     config, state, start = run.config, run.state, int(run.state.step)
     make_pairs = learning.pair_maker(config, run.shape, run.mesh)
     data, advance, stop = run.batches(start), None, False
+    made: Data | None
     rounds = learning.rounds(config, start - 1)
     trace = Trace(run.workdir / "trace", start=start, steps=config.profile)
     due = start and start % config.sample_every == 0 and start < config.steps
@@ -224,14 +226,14 @@ def loop(
             state = state._replace(maker=jax.tree.map(jnp.copy, state.ema_params))
         if rounds > earlier or (rounds and advance is None):
             assert run.on_device is not None  # checked with the data
-            data = iter(())  # those made before give way
+            data, made = iter(()), None  # those made before give way
             with log.aside():
                 made = make_pairs(
                     state.maker,
                     run.on_device,
                     rounds,
                     run.workdir / run_folder.OWN_PAIRS,
-                    lambda: interruption.asked,
+                    stop=lambda: interruption.asked,
                 )
             if stop := made is None:
                 break
@@ -288,6 +290,8 @@ def report_best(run: Run, weights: judge.Weights) -> None:
     folder, best, splits = run.workdir / "best", step_of_best(run.workdir), run.splits
     if best is None:
         return
+    judged_alike = _judged_alike(run)
+    parallel.together("the best step is known")  # before it is written anew
     validated = judge.chosen_by(splits)[0] is splits.source.valid
     flattering = "test sets (so its figures flatter; the last step's do not)"
     print(
@@ -298,7 +302,10 @@ def report_best(run: Run, weights: judge.Weights) -> None:
         evaluate.report(export.load(folder), splits, folder, weights=weights)
         if parallel.is_leader():
             card.write(folder)
-    elif parallel.is_leader():
+        return
+    if not judged_alike:  # the last step was sampled otherwise before
+        export.copy(run.workdir / "export", folder)
+    if parallel.is_leader():
         for path in export.measured(run.workdir / "export"):
             shutil.copy(path, folder)
 

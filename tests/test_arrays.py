@@ -85,3 +85,32 @@ def test_other_files_are_refused(tmp_path):
     np.save(tmp_path / "one.npy", np.zeros(3))
     with pytest.raises(ValueError, match="zip"):
         arrays.read(tmp_path / "one.npy")
+
+
+def test_arrays_of_any_name_are_written(tmp_path):
+    wanted = {name: np.arange(3) for name in ("file", "allow_pickle", "/a/b", "arr_0")}
+    arrays.write(tmp_path / "f.npz", wanted)
+    found, names = arrays.read(tmp_path / "f.npz")
+    assert names == list(wanted)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
+    with np.load(tmp_path / "f.npz") as numpys:
+        np.testing.assert_array_equal(numpys["file"], np.arange(3))
+
+
+def test_a_part_that_is_damaged_anywhere_is_none(tmp_path):
+    path = tmp_path / "part.npz"
+    assert arrays.kept(path) is None
+    part = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float16)
+    arrays.keep(path, part)
+    np.testing.assert_array_equal(arrays.kept(path), part)
+    whole = path.read_bytes()
+    at = whole.index(part.tobytes())
+    for damaged in (
+        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
+        whole[:at] + bytes(10) + whole[at + 10 :],
+        whole[:-30],
+        b"",
+    ):
+        path.write_bytes(damaged)
+        assert arrays.kept(path) is None

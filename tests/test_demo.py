@@ -164,14 +164,20 @@ def test_direction_and_guidance_are_shown_where_trained(trained, smoke):
 
 def test_what_only_a_bridge_has_is_shown_for_it(trained, smoke):
     names = ("Guidance", "Temperature", "Restart")
+    late = {"estimator__name": "bridge", "sampling__restart": 0.97}
     for config, shown in (
         (smoke(), (False, False, False)),
-        (smoke(estimator__name="bridge"), (False, True, True)),
+        (smoke(**late), (False, True, True)),
         (smoke(estimator__name="bridge", estimator__direction="both"), (True,) * 3),
     ):
         translator = eotjax.Translator(config, (16, 16, 3), {}, lambda *_: None)
         found = components(demo.page(trained / "export", translator))
         assert tuple(found[name]["visible"] for name in names) == shown
+        for name in names:
+            lowest, value, highest = (
+                found[name][key] for key in ("minimum", "value", "maximum")
+            )
+            assert lowest <= value <= highest
 
 
 def test_no_file_of_the_machine_is_shown(trained, translator, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import default, folder, npz
 from eotjax import UserError, train
@@ -372,3 +373,10 @@ def test_groups_count_only_where_plans_are_of_groups():
     config.coupling.method = "entropic"
     with pytest.raises(UserError, match="neither divides"):
         checks.check_config(config, 1)
+
+
+def test_a_config_that_lacks_keys_is_refused_by_their_names():
+    kept = folder.get_config("photos").to_dict()
+    del kept["refit"], kept["sampling"]["restart"]
+    with pytest.raises(UserError, match=r"no refit\.after, .*sampling\.restart: it is"):
+        checks.check_config(ConfigDict(kept), 1)

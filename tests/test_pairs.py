@@ -73,6 +73,9 @@ def test_steps_that_cannot_be_rebuilt_are_refused(
         pairs.write(tmp_path / "run", 3)
     with pytest.raises(UserError, match="no folder of a run"):
         pairs.write(tmp_path / "nowhere", 1)
+    with pytest.raises(UserError, match=r"x\.png cannot hold these pairs"):
+        pairs.write(tmp_path / "run", 5, tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_images_are_drawn_source_above_target(trained, tmp_path, seen, capsys):

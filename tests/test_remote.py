@@ -182,6 +182,61 @@ def test_a_copy_that_was_cut_off_is_not_there(there, machine, monkeypatch, capsy
     assert contents(remote.fetched(URL)) == {"a": "a", "b": "b", "c": "c"}
 
 
+def test_a_file_that_was_fetched_in_part_is_not_taken_for_it(there, monkeypatch):
+    with remote.mirrored(URL) as folder:
+        (folder / "config").write_text("the whole of it")
+    (folder / "config").unlink()  # but not what is known of it
+
+    def cut_off(self, names, places, **_):
+        for place in places:
+            Path(place).write_text("the who")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(there), "get", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            remote.fetched(URL)
+    assert contents(folder) == {}
+    with remote.mirrored(URL) as folder:
+        assert contents(folder) == {"config": "the whole of it"}
+    assert there.cat("/bucket/folder/config") == b"the whole of it"
+
+
+def test_half_of_what_vanishes_takes_no_place_there(there, machine, monkeypatch):
+    """A checkpoint that is removed while it is copied, since a later one is whole."""
+    put = type(there).put_file
+    manifests = []
+
+    def write_500(folder):
+        (folder / "500").mkdir()
+        for name in "ab":
+            (folder / "500" / name).write_text(name)
+
+    def make_way(self, here, path):
+        """As training does: while 1000 is copied 2000 takes its place."""
+        if path.endswith("1000/b"):
+            folder = Path(here).parent.parent
+            (folder / "2000").mkdir()
+            for name in "ab":
+                (folder / "2000" / name).write_text(name)
+                (folder / "1000" / name).unlink()
+        manifests.append(self.cat(f"/bucket/folder/{storage.MANIFEST}").decode())
+        return put(self, here, path)
+
+    with remote.mirrored(URL) as folder:
+        write_500(folder)
+    with remote.mirrored(URL) as folder:
+        (folder / "1000").mkdir()
+        for name in "ab":
+            (folder / "1000" / name).write_text(name)
+            (folder / "500" / name).unlink()
+        monkeypatch.setattr(type(there), "put_file", make_way)
+    assert len(manifests) == 4 and all("500/a" in x for x in manifests)
+    machine("second")
+    assert contents(remote.fetched(URL)) == {"2000/a": "a", "2000/b": "b"}
+    assert not there.exists("/bucket/folder/1000/a")
+
+
 def test_what_was_removed_does_not_come_back_after_a_kill(there, monkeypatch):
     with remote.mirrored(URL) as folder:
         for name in ("config", "4000", "5000"):

@@ -118,7 +118,20 @@ def test_a_finished_run_is_exported_anew_as_its_config_asks_now(
     again = tmp_path / "run"
     shutil.copytree(trained, again)
     assert train.train(smoke(sampling__steps=3), again)
-    assert export.describe(again / "export")["config"]["sampling"]["steps"] == 3
+    last, best = (export.describe(again / name) for name in ("export", "best"))
+    assert last["config"]["sampling"]["steps"] == 3
+    # What was measured of RUN/best was drawn as its own config says.
+    assert best["step"] == last["step"] and best["config"] == last["config"]
+    measured = [again / name / "evaluation.json" for name in ("export", "best")]
+    assert measured[0].read_text() == measured[1].read_text()
+
+
+def test_a_damaged_best_is_none(trained, tmp_path):
+    again = tmp_path / "run"
+    shutil.copytree(trained, again)
+    assert train.step_of_best(again) is not None
+    (again / "best" / "config.json").write_text("{")
+    assert train.step_of_best(again) is None
 
 
 @pytest.mark.parametrize("device_gib", [4.0, 0.0], ids=["resident", "streamed"])

@@ -9,6 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
+from eotjax import remote
 from eotjax.data import images
 from eotjax.data.images import ALL_SUFFIXES
 from eotjax.errors import UserError
@@ -27,7 +28,7 @@ def search(source: str | Path, *, apart_from: str | Path) -> tuple[Path, list[Pa
     Raises:
       UserError: nothing is there, or no image.
     """
-    source, apart_from = Path(source).expanduser(), Path(apart_from).resolve()
+    source, apart_from = remote.local(source), Path(apart_from).resolve()
     if source.is_file():
         if source.suffix.lower() not in ALL_SUFFIXES:
             raise UserError(
@@ -109,7 +110,7 @@ def plan(
       UserError: there is no image, a file cannot be written in its format, or a
         translation would be written over an image or over another translation.
     """
-    output = Path(output).expanduser()
+    output = remote.local(output)
     base, names = search(source, apart_from=output)
     if output.is_file():
         raise UserError(f"the output {output} is a file; give a folder.")

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from eotjax import remote
 from eotjax.artefact.files import Job
 from eotjax.artefact.translator import Translator
 from eotjax.data import domains, images
@@ -169,7 +170,7 @@ def translate_jobs(
         finish(0)
         sheet = _contact_sheet(jobs, task)
     if sheet is not None:
-        path = Path(output).expanduser() / images.CONTACT_SHEET
+        path = remote.local(output) / images.CONTACT_SHEET
         while path in targets:
             path = path.with_name(f"_{path.name}")
         images.write(path, sheet)

@@ -133,7 +133,9 @@ class Translator:
                 report.update(new)
         target = np.concatenate(results)
         target = images.to_uint8(target) if source.dtype == np.uint8 else target
-        return target if num_samples == 1 else target.reshape(-1, *source.shape)
+        return (
+            target if num_samples == 1 else target.reshape(num_samples, *source.shape)
+        )
 
     def _checked(self, source: np.ndarray, any_size: bool) -> np.ndarray:
         """`source` as float32."""

@@ -14,6 +14,7 @@ from eotjax.networks import autoencoder
 from eotjax.training import trace
 
 MOST = 2**31 - 1  # of anything that is counted
+OF_BRIDGES = ("guidance", "temperature", "restart")  # of sampling
 TUPLES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "data.image_size": (int, "'(256, 256)'"),
     "model.multipliers": (int, "'(1, 2, 3)'"),
@@ -83,6 +84,8 @@ RANGES: dict[str, Range] = {
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,
 }
+# What every config has.
+KNOWN = {*TUPLES, *CHOICES, *RANGES, *(f"sampling.{x}" for x in OF_BRIDGES)}
 
 Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network sees it
 
@@ -90,6 +93,12 @@ Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network
 def check_config(config: ConfigDict, num_devices: int) -> None:
     """Raises UserError where the values of a config are none or do not fit together."""
     flat = flatten_dict(config.to_dict(), sep=".")
+    missing = sorted(KNOWN - flat.keys())
+    require(
+        not missing,
+        f"the config has no {', '.join(missing)}: it is of another version of eotjax, "
+        "or was not begun from configs/default.py.",
+    )
     check_numbers(flat)
     for name, options in CHOICES.items():
         choose(dict.fromkeys(options), flat[name], name)
@@ -305,6 +314,9 @@ def guidable(config: ConfigDict) -> bool:
 def check_guidance(config: ConfigDict) -> None:
     """Raises UserError where sampling asks for a guidance that was not trained."""
     dropout, guidance = config.estimator.condition_dropout, config.sampling.guidance
+    for name in OF_BRIDGES:
+        value = config.sampling[name]
+        require(math.isfinite(value), f"sampling.{name} is {value}; give a number.")
     require(
         not dropout or config.estimator.name != "bridge",
         "a bridge begins at the source and has no condition to drop; set "

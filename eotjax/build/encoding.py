@@ -157,13 +157,17 @@ def encode(
         return y.reshape(len(few), views, *y.shape[1:])
 
     partly.mkdir(exist_ok=True)
-    parts = [partly / f"{start}.npy" for start in range(0, len(domain), PART)]
-    done = sum(1 for _ in itertools.takewhile(Path.exists, parts))
-    ahead = domains.each(domain, label, done * PART)
-    for path in parts[done:]:
-        part = itertools.islice(ahead, PART)
-        found = []
-        while few := list(itertools.islice(part, AT_ONCE)):
+    paths = [partly / f"{start}.npz" for start in range(0, len(domain), PART)]
+    parts: list[np.ndarray] = []
+    for path in paths:
+        if (part := arrays.kept(path)) is None:
+            break
+        parts.append(part)
+    ahead = domains.each(domain, label, len(parts) * PART)
+    for path in paths[len(parts) :]:
+        images_of_part, found = itertools.islice(ahead, PART), []
+        while few := list(itertools.islice(images_of_part, AT_ONCE)):
             found.append(encoded(few))
-        arrays.write_one(path, np.concatenate(found))
-    return np.concatenate([np.load(path, allow_pickle=False) for path in parts])
+        parts.append(np.concatenate(found))
+        arrays.keep(path, parts[-1])
+    return np.concatenate(parts)

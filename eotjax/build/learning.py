@@ -189,6 +189,9 @@ def pair_maker(
         copies=config.refit.copies,
         at_once=config.sampling.batch_size,
         seed=config.seed,
+        settings=config.refit.to_json(sort_keys=True),
         mesh=mesh,
     )
-    return lambda params, *rest: make(parallel.gathered(params, mesh), *rest)
+    return lambda params, *rest, **how: make(
+        parallel.gathered(params, mesh), *rest, **how
+    )

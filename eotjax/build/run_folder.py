@@ -142,7 +142,8 @@ def _give_up(folder: Path) -> None:
     """Removes the claim of a run that never trained, and its beginning."""
     parallel.together(f"all have read {folder}")
     if parallel.is_leader():
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in ("checkpoints", OWN_PAIRS):
+            shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("config.json", "plan.json"):
             (folder / name).unlink(missing_ok=True)
     parallel.together(f"{folder} is given up")

@@ -118,6 +118,8 @@ def read_all(domain: Domain, label: str) -> np.ndarray:
 def each(domain: Domain, label: str, begin: int = 0) -> Iterator[np.ndarray]:
     """A domain's images in turn, from number `begin` on, decoded ahead, with progress.
 
+    None that comes after a broken one.
+
     Raises:
       UserError: after the last one, where some are broken; names up to five of them.
     """
@@ -134,7 +136,7 @@ def each(domain: Domain, label: str, begin: int = 0) -> Iterator[np.ndarray]:
         for _, image in ahead(pool, read, numbers, AHEAD):
             if isinstance(image, UserError):
                 broken.append(image)
-            else:
+            elif not broken:  # what is made of those after it would be of another set
                 yield image
             progress.update(1)
     if broken:

@@ -92,7 +92,7 @@ def load(name: str) -> Autoencoder:
     Raises:
       UserError: there is none, or it is another network.
     """
-    path = remote.fetched(name).expanduser()
+    path = remote.fetched(name)
     if not path.exists():
         path = _from_hub(name)
     encoder, decoder = (

@@ -47,14 +47,22 @@ class Checkpoints:
     once it is whole, at the next call too.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int, always: int | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int,
+        always: int | None = None,
+        own: bool = True,
+    ):
         """Args: folder: made on first use.
         keep: how many of the latest stay.
         always: a step that stays too.
+        own: else they are another's, perhaps, and damaged ones stay where they are.
         """
         from orbax.checkpoint import v1 as ocp
 
-        self._folder = Path(folder).absolute()
+        self._folder, self._own = Path(folder).absolute(), own
         self._saving = (
             f"save a checkpoint in {self._folder}",
             "mend that (is the disk full?) and give the same command again: it goes on "
@@ -107,7 +115,8 @@ class Checkpoints:
     def restore(self, abstract_state: PyTree) -> PyTree:
         """The newest state that is whole, laid out as `abstract_state`'s shardings say.
 
-        Newer ones that are damaged are set aside, beside the checkpoints' folder.
+        Newer ones that are damaged are set aside, beside the checkpoints' folder, where
+        that is one's own.
 
         Raises:
           UserError: none is whole, or they are of another network.
@@ -137,6 +146,13 @@ class Checkpoints:
 
     def _set_aside(self, failed: dict[Path, Exception]) -> None:
         if not failed:
+            return
+        if not self._own:
+            for path, error in failed.items():
+                print(
+                    f"checkpoint {path.name} is damaged ({reason(error)}): the one "
+                    "before it is used"
+                )
             return
         place = self._folder.with_name(f"{self._folder.name}.damaged")
         for path, error in failed.items():

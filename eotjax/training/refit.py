@@ -7,6 +7,7 @@ learnt next. The Schroedinger bridge is the fixed point (Shi et al. 2023, arXiv
 2303.16852, algorithm 1; Peluchetti 2023, arXiv 2304.00917).
 """
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,7 @@ def made(side: str) -> str:
 
 
 FIRST = "first_copy"  # in a step's data: FIRST of the above, in numbers of images
-PART = 256  # ends that are kept together
+PART = 256  # ends that are kept together, at least
 
 
 def mixed(
@@ -114,12 +115,14 @@ def maker(
     copies: int,
     at_once: int,
     seed: int,
+    settings: str,
     mesh: Mesh,
 ) -> Callable[..., Data | None]:
-    """Builds make(params, data, number, folder, stop): all views' ends, both ways.
+    """Builds make(params, data, number, folder, keep, stop): the ends of all views.
 
-    They are kept in `folder`, which is one run's; those of the same parameters that lie
-    there are not made again. None where `stop()`, asked now and then, has said so.
+    Both ways. They are kept in `folder`, which is one run's, unless `keep` is False;
+    those of the same parameters and settings that lie there are not made again. None
+    where `stop()`, asked now and then, has said so.
 
     Args:
       bridge: the sampler.
@@ -127,6 +130,7 @@ def maker(
       copies: views of each stored image, other ones for each number.
       at_once: views translated at once; a multiple of the devices.
       seed: the run's.
+      settings: what else the ends depend on, in words.
       mesh: of all devices.
     """
     replicated, cut = parallel.replicated(mesh), parallel.split(mesh)
@@ -148,74 +152,86 @@ def maker(
         )
 
     programs = {side: jitted(side) for side in SIDES}
+    part = -(-PART // at_once) * at_once  # whole batches: none is filled up in vain
 
     def make(
         params: PyTree,
         data: Data,
         number: int,
         folder: Path,
+        *,
+        keep: bool = True,
         stop: Callable[[], bool] = lambda: False,
     ) -> Data | None:
         counts = {side: copies * len(data[side]) for side in SIDES}
-        place = _place(folder, number, params)
+        place = _place(folder, number, settings, params)
         found = {
-            (side, start): _kept(place / f"{side}-{start}.npy")
+            (side, rows): _kept(_path(place, side, rows))
             for side in SIDES
-            for start in range(0, counts[side], PART)
+            for rows in _parts(counts[side], part)
         }
-        before = sum(len(part) for part in found.values() if part is not None)
+        before = sum(len(ends) for ends in found.values() if ends is not None)
         report = Progress("making pairs", sum(counts.values()), "images", before)
-        parts: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
-        for (side, start), part in found.items():
-            if part is None:
-                rows = []
-                for index, new in filled(min(PART, counts[side] - start), at_once):
+        if keep and parallel.is_leader():
+            _forget(folder, number, place)
+        all_ends: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
+        for (side, rows), ends in found.items():
+            if ends is None:
+                batches = []
+                for index, new in filled(len(rows), at_once):
                     if stop():
                         return None
-                    at = parallel.put(start + index, cut)
+                    at = parallel.put(rows.start + index, cut)
                     end = programs[side](params, data, jnp.uint32(number), at)
-                    rows.append(np.asarray(end)[:new])
+                    batches.append(np.asarray(end)[:new])
                     report.update(new)
-                part = np.concatenate(rows)
-                _keep(place / f"{side}-{start}.npy", part)
-            parts[side].append(part)
-        ends = {FIRST: parallel.put(np.int32(number * copies), replicated)}
+                ends = np.concatenate(batches)
+                if keep and parallel.is_leader():
+                    _keep(_path(place, side, rows), ends)
+            all_ends[side].append(ends)
+        result = {FIRST: parallel.put(np.int32(number * copies), replicated)}
         for side, other in (SIDES, SIDES[::-1]):
-            ends[made(other)] = parallel.put(np.concatenate(parts[side]), replicated)
-        return ends
+            ends = np.concatenate(all_ends[side])
+            result[made(other)] = parallel.put(ends, replicated)
+        return result
 
     return make
 
 
-def _place(folder: Path, number: int, params: PyTree) -> Path:
+def _parts(count: int, size: int) -> list[range]:
+    """The numbers below `count` in parts of one `size`, the last one shorter."""
+    return [range(x, min(x + size, count)) for x in range(0, count, size)]
+
+
+def _place(folder: Path, number: int, settings: str, params: PyTree) -> Path:
     """Where the ends that these parameters lead to are kept."""
-    return folder / f"{number:06d}-{arrays.digest(params)[:16]}"
+    said = f"{settings} {arrays.digest(params)}"
+    return folder / f"{number}-{hashlib.sha256(said.encode()).hexdigest()[:16]}"
+
+
+def _path(place: Path, side: str, rows: range) -> Path:
+    return place / f"{side}-{rows.start}-{rows.stop}.npz"
 
 
 def _kept(path: Path) -> np.ndarray | None:
-    """A part that was kept; None where there is none, or a damaged one."""
-
-    def read() -> np.ndarray | None:
-        try:
-            return np.load(path, allow_pickle=False)
-        except (OSError, EOFError, ValueError):
-            return None
-
-    part = read() if parallel.is_leader() else None
-    if not parallel.leaders(part is not None):
-        return None  # all then make it, together
-    return part if parallel.is_leader() else np.load(path, allow_pickle=False)
+    """What was kept; None, for all processes alike, where there is nothing whole."""
+    ends = arrays.kept(path) if parallel.is_leader() else None
+    if not parallel.leaders(ends is not None):
+        return None
+    return ends if parallel.is_leader() else arrays.read(path).arrays[arrays.KEPT]
 
 
-def _keep(path: Path, part: np.ndarray) -> None:
-    """Keeps a part; those of an earlier number give way."""
-    if not parallel.is_leader():
-        return
+def _forget(folder: Path, number: int, place: Path) -> None:
+    """Removes what was kept up to this number in other places."""
+    for earlier in folder.glob("*-*"):
+        of = earlier.name.partition("-")[0]
+        if earlier != place and of.isdigit() and int(of) <= number:
+            shutil.rmtree(earlier, ignore_errors=True)
+
+
+def _keep(path: Path, ends: np.ndarray) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for earlier in path.parent.parent.iterdir():
-            if earlier.name < path.parent.name:
-                shutil.rmtree(earlier)
-        arrays.write_one(path, part)
+        arrays.keep(path, ends)
     except OSError as error:  # on a full disk, perhaps, or a read-only one
         print(f"cannot keep {path} ({error.strerror}): a restart makes it again")

@@ -118,6 +118,7 @@ def test_samples_differ_by_number_and_seed_and_by_nothing_else(translator):
         assert (many[a] != many[b]).mean() > 0.5
     assert (translator(SOURCE[:2], seed=1) != first).mean() > 0.5
     np.testing.assert_array_equal(translator(SOURCE[:2], num_samples=3), many)
+    assert translator(SOURCE[:0], num_samples=3).shape == (3, 0, 16, 16, 3)
 
 
 def test_images_that_differ_in_one_pixel_get_their_own_noise(smoke):
@@ -215,6 +216,8 @@ def test_sampling_can_be_changed_when_loading(translator, trained):
         ({"batch_size": 0}, "batch_size"),
         ({"steps": "15"}, r"sampling\.steps is '15'; it must be of type int"),
         ({"steps": 8.5}, r"sampling\.steps is 8\.5; it must be of type int"),
+        ({"guidance": float("nan")}, r"sampling\.guidance is nan; give a number"),
+        ({"temperature": float("inf")}, r"sampling\.temperature is inf; give a number"),
     ],
 )
 def test_a_wrong_sampling_option_is_refused(trained, changes, told):

@@ -64,6 +64,10 @@ def test_search_knows_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "a.png").touch()
     assert found("~")[1] == found("~/*.png")[1] == ["a.png"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~no user").mkdir()  # a name like others
+    (tmp_path / "~no user" / "b.png").touch()
+    assert found("~no user")[1] == ["b.png"]
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,21 @@ def test_all_broken_images_of_a_folder_are_told_at_once_by_name(image_folder):
         dataset.load(config("folder", image_folder))
 
 
+def test_nothing_comes_after_a_broken_image():
+    """What is kept of the images before it could else be of others."""
+
+    def read(i):
+        if i == 3:
+            raise UserError("image 3 is broken")
+        return np.full(2, i)
+
+    came = []
+    with pytest.raises(UserError, match=r"1 of 6 images .* image 3 is broken"):
+        for image in domains.each(domains.Lazy(6, read, bytes), "looking"):
+            came.append(int(image[0]))
+    assert came == [0, 1, 2]
+
+
 def test_broken_images_of_all_folders_are_told_at_once(image_folder):
     for name in ("trainA/x.png", "trainB/y.jpg", "testB/z.png"):
         (image_folder / name).write_text("no image")

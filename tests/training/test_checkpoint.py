@@ -198,8 +198,14 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before_it(
     victim = files[-1 if which == "largest" else 0]
     damaged(victim)
 
-    again = Checkpoints(tmp_path / "c", keep=3)
     layout = parallel.replicated(parallel.make_mesh())
+    others = Checkpoints(tmp_path / "c", keep=3, own=False)
+    assert_equal(others.restore(abstract(make_state(0), layout)), make_state(1))
+    others.close()
+    assert "checkpoint 2 is damaged" in capsys.readouterr().out
+    assert (tmp_path / "c" / "2").is_dir() and not (tmp_path / "c.damaged").exists()
+
+    again = Checkpoints(tmp_path / "c", keep=3)
     state = again.restore(abstract(make_state(0), layout))
     assert_equal(state, make_state(1))
     assert again.latest_step() == 1

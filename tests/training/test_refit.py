@@ -84,13 +84,14 @@ def sets():
     }
 
 
-def maker_of(sampler, *, copies, at_once):
+def maker_of(sampler, *, copies, at_once, settings=""):
     return refit.maker(
         sampler,
         views=views,
         copies=copies,
         at_once=at_once,
         seed=0,
+        settings=settings,
         mesh=parallel.make_mesh(),
     )
 
@@ -169,45 +170,75 @@ def test_made_pairs_are_real_on_the_side_to_be_learnt(monkeypatch, tmp_path, cop
     )
 
 
-def test_ends_that_are_kept_are_not_made_again(sets, tmp_path, monkeypatch):
-    few = {side: values[:10] for side, values in sets.items()}
+@pytest.fixture
+def watched(sets, tmp_path, monkeypatch):
+    """Makes ends of ten views of each side, in parts of 8; which views were sent."""
     monkeypatch.setattr(refit, "PART", 8)
-    asked = []
+    few = {side: values[:10] for side, values in sets.items()}
 
-    def watched(*arguments):
-        jax.debug.callback(lambda x: asked.extend(x.ravel().tolist()), arguments[2])
-        return sampler_of(5)(*arguments)
+    def made(params, number=1, *, at_once=8, settings="", **how):
+        sent = []
 
-    def made(params, number, stop=lambda: False):
-        asked.clear()
-        make = maker_of(watched, copies=2, at_once=8)
-        ends = make(params, few, number, tmp_path, stop)
+        def bridge(params, keys, start, way):
+            jax.debug.callback(lambda x: sent.extend(x.ravel().tolist()), start)
+            return sampler_of(5)(params, keys, start, way)
+
+        make = maker_of(bridge, copies=2, at_once=at_once, settings=settings)
+        ends = make(params, few, number, tmp_path, **how)
         jax.effects_barrier()
-        return ends
+        return jax.device_get(ends), len(sent)
 
-    params, other = (1.0, 0.36, 0.2), (1.0, 0.36, 0.3)
-    whole = made(params, 1)
-    assert len(asked) == 6 * 8  # three parts of each side, the last one filled up
-    assert len(list(tmp_path.glob("*/*.npy"))) == 6
-    np.testing.assert_equal(jax.device_get(made(params, 1)), jax.device_get(whole))
-    assert not asked
+    return made
 
-    damaged, missing = sorted(tmp_path.glob("*/*.npy"))[1:3]
-    damaged.write_bytes(damaged.read_bytes()[:50])
+
+FIRST, OTHERS = (1.0, 0.36, 0.2), (1.0, 0.36, 0.3)
+
+
+def test_ends_that_are_kept_are_not_made_again(watched, tmp_path):
+    whole, sent = watched(FIRST)
+    assert sent == 6 * 8  # three parts of each side, the last one filled up
+    assert len(list(tmp_path.glob("*/*"))) == 6
+    again, sent = watched(FIRST)
+    np.testing.assert_equal(again, whole)
+    assert not sent
+
+    damaged, missing = sorted(tmp_path.glob("*/*"))[1:3]
+    damaged.write_bytes(damaged.read_bytes()[:-50])
     missing.unlink()
-    np.testing.assert_equal(jax.device_get(made(params, 1)), jax.device_get(whole))
-    assert len(asked) == 2 * 8
+    again, sent = watched(FIRST)
+    np.testing.assert_equal(again, whole)
+    assert sent == 2 * 8
 
-    # Those of other parameters, or of a later number, are others.
-    of_others = made(other, 1)
-    assert len(asked) == 6 * 8
-    assert (of_others["target_made"] != whole["target_made"]).any()
+
+def test_ends_of_other_parameters_settings_and_numbers_are_others(watched, tmp_path):
+    (tmp_path / ".DS_Store").touch()
+    (tmp_path / "a-note").touch()
+    whole, _ = watched(FIRST)
+    for changes in ({"settings": "guided"}, {"params": OTHERS}, {"number": 2}):
+        other, sent = watched(**{"params": FIRST} | changes)
+        assert sent == 6 * 8
+        if "settings" not in changes:  # which are only told
+            assert (other["target_made"] != whole["target_made"]).any()
+    (place,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    assert place.name.startswith("2-")  # the others have given way
+    _, sent = watched(OTHERS, 3, keep=False)
+    assert sent == 6 * 8
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [place]
+
+
+def test_making_pairs_goes_on_where_it_was_stopped(watched):
     answers = iter([False, False, True])
-    assert made(params, 2, lambda: next(answers)) is None
-    later = made(params, 2)
-    assert len(asked) == 4 * 8  # two were kept when it was stopped
-    assert (later["target_made"] != whole["target_made"]).any()
-    assert {path.parent.name[:6] for path in tmp_path.glob("*/*")} == {"000002"}
+    stopped, _ = watched(FIRST, stop=lambda: next(answers))
+    assert stopped is None
+    resumed, sent = watched(FIRST)
+    assert sent == 4 * 8
+    whole, _ = watched(FIRST, 1, settings="anew")
+    np.testing.assert_equal(resumed, whole)
+
+
+def test_larger_batches_are_not_filled_up_for_each_part(watched):
+    _, sent = watched(FIRST, at_once=16)
+    assert sent == 2 * (16 + 16)  # a part of 16 and one of 4, of either side
 
 
 def test_a_disk_without_room_for_ends_stops_nothing(sets, tmp_path, capsys):
