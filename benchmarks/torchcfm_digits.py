@@ -1,8 +1,9 @@
 """torchcfm's exact-OT flow matching beside eotjax on digits, trained for as long.
 
 python3 -m venv VENV
-VENV/bin/pip install -c requirements.lock absl-py clu flax grain jax jaxtyping \\
-  ml-collections optax orbax-checkpoint ott-jax pillow POT scikit-learn scipy torch
+VENV/bin/pip install -c requirements.lock absl-py clu dm-pix flatbuffers flax \\
+  grain jax jaxtyping ml-collections optax orbax-checkpoint ott-jax pillow POT \\
+  scikit-learn scipy torch
 VENV/bin/pip install --no-deps torchcfm==1.0.7
 PYTHONPATH=. VENV/bin/python benchmarks/torchcfm_digits.py --output=RESULT.json
 

@@ -194,6 +194,17 @@ def one_device(monkeypatch):
     monkeypatch.setattr(parallel, "make_mesh", lambda: mesh)
 
 
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    """Two, on cores that others use too, wait for each other ten times as long."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def command():
     """Runs `python -m module *arguments` from the repository's root."""

@@ -83,7 +83,9 @@ def still(vectors):
     )
 
 
-def test_a_run_begins_from_an_artefact_and_its_card_says_so(still, tmp_path):
+def test_a_run_begins_from_an_artefact_and_its_card_says_so(
+    still, tmp_path, one_device
+):
     assert train.train(still(seed=3), tmp_path / "other")
     artefact = tmp_path / "other" / "export"
     config = still(init=str(artefact))
@@ -98,7 +100,9 @@ def test_a_run_begins_from_an_artefact_and_its_card_says_so(still, tmp_path):
     assert digest[:16] in (tmp_path / "run" / "export" / "README.md").read_text()
 
 
-def test_what_does_not_fit_is_named_and_begins_anew(still, tmp_path, capsys):
+def test_what_does_not_fit_is_named_and_begins_anew(
+    still, tmp_path, capsys, one_device
+):
     assert train.train(still(seed=3), tmp_path / "other")
     assert train.train(still(model__blocks=3), tmp_path / "anew")
     config = still(model__blocks=3, init=str(tmp_path / "other" / "export"))

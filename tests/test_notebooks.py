@@ -1,6 +1,7 @@
 """The notebooks run from top to bottom, show pictures, and are kept without outputs."""
 
 import base64
+import importlib
 import io
 import json
 import os
@@ -42,9 +43,10 @@ def execute(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     monkeypatch.setenv("EOTJAX_SMOKE", "1")
-    flags = "--xla_backend_optimization_level=0"  # compiles in half the time
-    devices = "--xla_force_host_platform_device_count=2"
-    monkeypatch.setenv("XLA_FLAGS", f"{flags} {devices}")
+    devices = "--xla_force_host_platform_device_count=2"  # what comes last counts
+    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {devices}")
+    # Building its cache takes long at times, and matplotlib then says so to stderr.
+    importlib.import_module("matplotlib.font_manager")
 
     def run(name):
         notebook = nbformat.read(NOTEBOOKS[name], as_version=4)

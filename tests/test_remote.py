@@ -349,8 +349,9 @@ def bucket(s3, machine, monkeypatch):
 
 
 SAVED = re.compile(rb"checkpoints/\d+/SHA256SUMS")
-# On one device each would compile kernels.cc for itself.
-ON_TWO = {"XLA_FLAGS": f"{runs.QUICKLY} --xla_force_host_platform_device_count=2"}
+# On one device each would compile kernels.cc for itself. What comes last counts.
+FLAGS = os.environ["XLA_FLAGS"]
+ON_TWO = {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=2"}
 # The command, copying often.
 MAIN = (
     "import runpy; from eotjax import remote; remote.EVERY = 0.2; "

@@ -212,7 +212,9 @@ def test_pairs_that_a_bridge_makes_outlast_a_restart(
     assert lines(tmp_path / "plan")[-1]["loss"] != lines(tmp_path / "whole")[-1]["loss"]
 
 
-def test_a_signal_while_pairs_are_made_loses_no_step(vectors, tmp_path, monkeypatch):
+def test_a_signal_while_pairs_are_made_loses_no_step(
+    vectors, tmp_path, monkeypatch, one_device
+):
     own = {"refit__after": 3, "refit__steps": 2}
     config = vectors(steps=4, log_every=1, **BOTH_WAYS, **own)
     report = refit.Progress.update
@@ -244,7 +246,7 @@ def test_a_signal_while_the_last_state_is_saved_is_heard(
 
 
 def test_noise_like_the_images_is_measured_once_and_exported(
-    smoke, tmp_path, interrupt, monkeypatch
+    smoke, tmp_path, interrupt, monkeypatch, one_device
 ):
     bridge = {"name": "bridge", "noise": "images", "epsilon": 1.0}
     config = smoke(**{f"estimator__{key}": value for key, value in bridge.items()})
@@ -357,7 +359,7 @@ def test_a_run_does_not_go_on_with_other_features(
 
 
 def test_changed_images_are_refused_before_any_is_decoded(
-    smoke, image_folder, tmp_path, write_images, monkeypatch, interrupt
+    smoke, image_folder, tmp_path, write_images, monkeypatch, interrupt, one_device
 ):
     config = smoke(data__kind="folder", data__path=str(image_folder), data__channels=3)
     config.data.tint = False

@@ -13,7 +13,7 @@ import eotjax
 from eotjax import parallel, prepare, train
 from eotjax.artefact import export
 from eotjax.errors import UserError
-from eotjax.evaluation import judge
+from eotjax.evaluation import classifier, judge
 
 
 def test_a_run_leaves_all_that_it_promises(trained):
@@ -58,6 +58,31 @@ def test_the_best_step_is_the_one_of_the_lowest_score(
     for folder in folders:
         assert (folder / "evaluation.json").exists()
         assert "# vectors" in (folder / "README.md").read_text()
+
+
+def test_the_best_step_is_chosen_by_a_classifiers_features(
+    smoke, tmp_path, monkeypatch, interrupt, one_device
+):
+    """As photographs are judged, also after a restart."""
+
+    def look(pixels):
+        light = pixels.reshape(len(pixels), -1, 3).mean(1) / 255
+        return classifier.Seen(np.float32(light), np.zeros(len(pixels), int))
+
+    monkeypatch.setattr(classifier, "load", lambda *_: look)
+    every_two = {"sample_every": 2, "checkpoint__every": 2}
+    config = smoke(judge__classifier="any", **every_two)
+    interrupt(3)
+    assert not train.train(config, tmp_path)
+    interrupt(None)
+    assert train.train(config, tmp_path)
+    scores = lines(tmp_path, "scores")
+    assert [line["step"] for line in scores] == [2, 4]
+    best = min(scores, key=lambda line: line["feature_kid"])
+    assert export.describe(tmp_path / "best")["step"] == best["step"]
+    report = json.loads((tmp_path / "export" / "evaluation.json").read_text())
+    measured = report["forward"]["rows"]["eotjax"]
+    assert measured["feature_kid"] == pytest.approx(scores[-1]["feature_kid"])
 
 
 def test_a_step_that_no_device_can_hold_is_refused_before_it_is_run(

@@ -63,7 +63,7 @@ def test_jax_alone_translates_as_the_translator_does(trained, tmp_path):
 def test_the_program_takes_any_batch_and_is_for_all_platforms(trained):
     content = (trained / "export" / stablehlo.NAME).read_bytes()
     program = jax.export.deserialize(bytearray(content))
-    assert program.platforms == stablehlo.PLATFORMS
+    assert program.platforms == ("cpu", "cuda", "tpu")
     one, three = (program.call(SOURCE[:n], np.uint32(0), np.int32(0)) for n in (1, 3))
     assert three.shape == SOURCE.shape
     np.testing.assert_allclose(one, three[:1], atol=1e-5)

@@ -230,7 +230,7 @@ def run(config, steps):
     return splits.resident, jax.device_get(state)
 
 
-def test_training_is_the_same_from_the_device_and_from_disk(folder_config):
+def test_training_is_the_same_from_the_device_and_from_disk(folder_config, one_device):
     on_device, resident = run(folder_config, 3)
     folder_config.data.device_gib = 0.0
     still_on_device, streamed = run(folder_config, 3)

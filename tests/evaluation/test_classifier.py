@@ -14,6 +14,7 @@ from eotjax.data import images
 from eotjax.errors import UserError
 from eotjax.evaluation import classifier, judge, measures
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 SOURCE = np.random.default_rng(0).integers(0, 256, (5, 40, 56, 3), np.uint8)
 
 
@@ -33,8 +34,10 @@ def test_features_are_the_original_networks(lite):
     x = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float()
     with torch.inference_mode():
         logits = model((x - 127) / 128)
+        wanted = model.extract_features((x - 127) / 128).mean((2, 3))
     seen = lite(SOURCE)
     assert seen.features.shape == (5, 1280)
+    np.testing.assert_allclose(seen.features, wanted, atol=1e-4)
     np.testing.assert_array_equal(seen.top1, logits.argmax(1))
     again = lite(SOURCE[3:])  # an image's features do not depend on its neighbours
     np.testing.assert_allclose(again.features, seen.features[3:], atol=1e-4)

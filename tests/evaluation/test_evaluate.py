@@ -23,6 +23,12 @@ from eotjax.transport import cost
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def same_draws(monkeypatch):
+    """Whatever tests ran before."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(0))
+
+
 def random_covariance(dimension, rng):
     root = rng.standard_normal((dimension, dimension))
     return root @ root.T / dimension + 0.1 * np.eye(dimension)

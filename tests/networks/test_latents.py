@@ -117,7 +117,9 @@ def test_what_was_encoded_is_read_again_until_something_changes(config, capsys):
     assert not np.allclose(once.source.train[0], turned.source.train[0], atol=0.1)
 
 
-def test_a_run_does_not_go_on_in_another_autoencoders_latents(config, tmp_path):
+def test_a_run_does_not_go_on_in_another_autoencoders_latents(
+    config, tmp_path, one_device
+):
     weights = tiny.save(tmp_path / "weights")
     config.latent.weights = str(weights)
     prepare.prepare(config, tmp_path / "run").checkpoints.close()
@@ -211,11 +213,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded(
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_a_run_in_latents_translates_images(config, tmp_path, whole):
+def test_a_run_in_latents_translates_images(config, tmp_path):
     config.model.multipliers = (1, 2)
-    if whole:
-        config.coupling.method = "whole"
     assert train.train(config, tmp_path / "run")
     moments = json.loads((tmp_path / "run" / "plan.json").read_text())["moments"]
     assert 0.5 < moments[0] < 2 and 0.5 < moments[1] < 2
@@ -237,7 +236,7 @@ def test_a_run_in_latents_translates_images(config, tmp_path, whole):
 
 
 def test_a_run_goes_on_with_the_moments_it_began_with(
-    config, tmp_path, capsys, interrupt
+    config, tmp_path, capsys, interrupt, one_device
 ):
     config.coupling.method = "whole"
     path = tmp_path / "run" / "plan.json"
