@@ -108,11 +108,6 @@ def setting(case: Case) -> Setting:
     return Setting(planning.with_epsilon(config, epsilon), shape, data, lengths)
 
 
-def rounds() -> bool:
-    """Whether this CPU's products round their factors to bfloat16."""
-    return kernels.used() and kernels.rounded()
-
-
 def eotjax_step(given: Setting, precision: str | None) -> Contender:
     """Our step, compiled; with a precision of JAX's, or in that of its defaults."""
     training = learning.training(
@@ -130,7 +125,7 @@ def eotjax_step(given: Setting, precision: str | None) -> Contender:
             state, _ = advance(state, given.data)
         jax.block_until_ready(state)
 
-    rounded = wiring.compute_dtype(given.config) != np.float32 or rounds()
+    rounded = wiring.compute_dtype(given.config) != np.float32 or kernels.rounded()
     dtype = "float32" if precision or not rounded else "bfloat16"
     return Contender(f"eotjax, {dtype}", steps)
 
@@ -245,7 +240,7 @@ def torch_steps(given: Setting, compiled: bool) -> list[Contender]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     layouts = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
     dtypes = {"float32": torch.float32}
-    if device == "cuda" or rounds():
+    if device == "cuda" or kernels.rounded():
         dtypes["bfloat16"] = torch.bfloat16
     most, contenders = torch.get_num_threads(), []
     for name, dtype in dtypes.items():
@@ -333,7 +328,7 @@ def main() -> int:
     for name in arguments.cases or usual:
         given = setting(CASES[name])
         contenders = [eotjax_step(given, None)]
-        if not on_gpu and rounds():
+        if not on_gpu and kernels.rounded():
             contenders.append(eotjax_step(given, "float32"))
         contenders.append(coupling_step(given))
         contenders += torch_steps(given, not arguments.eager)

@@ -19,7 +19,7 @@ from eotjax.errors import reason
 
 HEADERS = {(1, 0): format.read_array_header_1_0, (2, 0): format.read_array_header_2_0}
 
-KEPT = "kept"
+_KEPT = "kept"
 
 
 class Found(NamedTuple):
@@ -91,13 +91,13 @@ def write_one(path: Path, array: np.ndarray) -> None:
 
 def keep(path: Path, array: np.ndarray) -> None:
     """Writes a part of a long work, whole or not at all."""
-    write(path, {KEPT: array})
+    write(path, {_KEPT: array})
 
 
 def kept(path: Path) -> np.ndarray | None:
     """What `keep` wrote; None where there is nothing, or it is damaged."""
     try:
-        return read(path, [KEPT]).arrays[KEPT]
+        return read(path, [_KEPT]).arrays[_KEPT]
     except (OSError, ValueError, KeyError):
         return None
 

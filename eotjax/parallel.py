@@ -95,11 +95,11 @@ def together(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
-def leaders(value: bool) -> bool:
-    """What the leader has for `value`, of a run of several processes."""
+def everywhere(value: bool) -> bool:
+    """Whether `value` is true in all processes of a run."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    return bool(multihost_utils.process_allgather(np.asarray(value)).all())
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -15,6 +15,11 @@ from eotjax.build import dataset, learning, planning
 from eotjax.training.checkpoint import Checkpoints
 
 QUICKLY = "--xla_backend_optimization_level=0"  # compiled, on one device
+# On one device each process would compile kernels.cc for itself; conftest's flags but
+# for this one: what comes last counts.
+ON_TWO = {
+    "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+}
 # Never ends, and never saves unless it is told to.
 ENDLESS = ("--config.steps=1000000", "--config.checkpoint.every=1000000")
 

@@ -10,11 +10,10 @@ import tomllib
 import jax
 import pytest
 from conftest import ROOT
+from runs import ON_TWO
 
 from eotjax import caches
 
-FLAGS = os.environ["XLA_FLAGS"]  # of which what comes last counts
-ON_TWO = {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=2"}
 ALONE = {"JAX_COMPILATION_CACHE_DIR": ""}  # the tests' own
 
 

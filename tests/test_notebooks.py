@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from runs import ON_TWO
 
 pytest.importorskip("ipykernel", reason="the extra dev is not installed")
 nbclient = pytest.importorskip("nbclient", reason="the extra dev is not installed")
@@ -43,8 +44,7 @@ def execute(tmp_path, monkeypatch):
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(folder / "runtime"))
     monkeypatch.setenv("IPYTHONDIR", str(folder / "ipython"))
     monkeypatch.setenv("EOTJAX_SMOKE", "1")
-    devices = "--xla_force_host_platform_device_count=2"  # what comes last counts
-    monkeypatch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} {devices}")
+    monkeypatch.setenv("XLA_FLAGS", ON_TWO["XLA_FLAGS"])
     # Building its cache takes long at times, and matplotlib then says so to stderr.
     importlib.import_module("matplotlib.font_manager")
 

@@ -349,9 +349,6 @@ def bucket(s3, machine, monkeypatch):
 
 
 SAVED = re.compile(rb"checkpoints/\d+/SHA256SUMS")
-# On one device each would compile kernels.cc for itself. What comes last counts.
-FLAGS = os.environ["XLA_FLAGS"]
-ON_TWO = {"XLA_FLAGS": f"{FLAGS} --xla_force_host_platform_device_count=2"}
 # The command, copying often.
 MAIN = (
     "import runpy; from eotjax import remote; remote.EVERY = 0.2; "
@@ -375,7 +372,7 @@ def test_a_run_in_a_bucket_is_as_on_disk(vectors, tmp_path, bucket, machine):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / name)} | ON_TWO,
+            env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / name)} | runs.ON_TWO,
         )
 
     undisturbed = command(tmp_path / "run", config.data.path, "none")

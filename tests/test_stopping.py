@@ -77,7 +77,7 @@ def test_signals_are_answered_at_once_whatever_runs(number):
             process.send_signal(number)
             assert process.stdout.readline().startswith(f"{number.name}: stopping")
             process.send_signal(number)
-            assert process.wait(timeout=300) == 128 + number
+            assert process.wait(timeout=10) == 128 + number
         finally:
             process.kill()
 
@@ -88,7 +88,7 @@ def test_a_signal_to_one_of_two_processes_stops_both(vectors, tmp_path):
     try:
         wait_for(workdir / "metrics.jsonl", 3, processes[0])
         processes[1].send_signal(signal.SIGTERM)
-        said = [process.communicate(timeout=300)[0] for process in processes]
+        said = [process.communicate(timeout=60)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -203,6 +203,7 @@ def with_sampling(config: ConfigDict, sampling: Mapping) -> ConfigDict:
         require(count > 0, f"sampling.{name} is {count}; it must be at least 1.")
     devices = jax.device_count()
     config.sampling.batch_size = -(-config.sampling.batch_size // devices) * devices
+    checks.check_numbers({f"sampling.{k}": v for k, v in config.sampling.items()})
     checks.check_guidance(config)
     wiring.check_names(config)
     return config

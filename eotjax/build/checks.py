@@ -14,7 +14,6 @@ from eotjax.networks import autoencoder
 from eotjax.training import trace
 
 MOST = 2**31 - 1  # of anything that is counted
-OF_BRIDGES = ("guidance", "temperature", "restart")  # of sampling
 TUPLES: dict[str, tuple[type | tuple[type, ...], str]] = {
     "data.image_size": (int, "'(256, 256)'"),
     "model.multipliers": (int, "'(1, 2, 3)'"),
@@ -84,8 +83,9 @@ RANGES: dict[str, Range] = {
     "checkpoint.every": COUNT,
     "checkpoint.keep": COUNT,
 }
-# What every config has.
-KNOWN = {*TUPLES, *CHOICES, *RANGES, *(f"sampling.{x}" for x in OF_BRIDGES)}
+# What every config has: these, and what check_guidance reads.
+KNOWN = {"sampling.guidance", "sampling.temperature", "sampling.restart"}
+KNOWN |= {*TUPLES, *CHOICES, *RANGES}
 
 Shape = tuple[int, ...]  # of one image (h, w, c) or vector (d,), as the network sees it
 
@@ -314,9 +314,6 @@ def guidable(config: ConfigDict) -> bool:
 def check_guidance(config: ConfigDict) -> None:
     """Raises UserError where sampling asks for a guidance that was not trained."""
     dropout, guidance = config.estimator.condition_dropout, config.sampling.guidance
-    for name in OF_BRIDGES:
-        value = config.sampling[name]
-        require(math.isfinite(value), f"sampling.{name} is {value}; give a number.")
     require(
         not dropout or config.estimator.name != "bridge",
         "a bridge begins at the source and has no condition to drop; set "

@@ -60,9 +60,8 @@ def rounded() -> bool:
     As accelerators do by default, and unless `jax_default_matmul_precision` is set.
     """
     library = _library()
-    assert library is not None
     asked = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return bool(library.EotjaxMultipliesBfloat16()) and asked is None
+    return bool(library and library.EotjaxMultipliesBfloat16()) and asked is None
 
 
 def conv(

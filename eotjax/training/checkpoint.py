@@ -147,25 +147,21 @@ class Checkpoints:
     def _set_aside(self, failed: dict[Path, Exception]) -> None:
         if not failed:
             return
-        if not self._own:
-            for path, error in failed.items():
-                print(
-                    f"checkpoint {path.name} is damaged ({reason(error)}): the one "
-                    "before it is used"
-                )
-            return
-        place = self._folder.with_name(f"{self._folder.name}.damaged")
+        place, moved = self._folder.with_name(f"{self._folder.name}.damaged"), ""
         for path, error in failed.items():
-            if parallel.is_leader():
-                place.mkdir(exist_ok=True)
-                shutil.rmtree(place / path.name, ignore_errors=True)
-                path.rename(place / path.name)
+            if self._own:
+                moved = f"it is now in {place}, and "
+                if parallel.is_leader():
+                    place.mkdir(exist_ok=True)
+                    shutil.rmtree(place / path.name, ignore_errors=True)
+                    path.rename(place / path.name)
             print(
-                f"checkpoint {path.name} is damaged ({reason(error)}): it is now in "
-                f"{place}, and the one before it is used"
+                f"checkpoint {path.name} is damaged ({reason(error)}): {moved}the one "
+                "before it is used"
             )
-        parallel.together("damaged checkpoints are set aside")
-        self._checkpointer.reload()
+        if self._own:
+            parallel.together("damaged checkpoints are set aside")
+            self._checkpointer.reload()
 
     def close(self) -> None:
         """Waits until everything is on disk."""

@@ -174,18 +174,25 @@ def maker(
         report = Progress("making pairs", sum(counts.values()), "images", before)
         if keep and parallel.is_leader():
             _forget(folder, number, place)
+
+        def send(side: str, rows: range) -> np.ndarray | None:
+            """Where these views lead; None where `stop` said so meanwhile."""
+            batches = []
+            for index, new in filled(len(rows), at_once):
+                if stop():
+                    return None
+                at = parallel.put(rows.start + index, cut)
+                end = programs[side](params, data, jnp.uint32(number), at)
+                batches.append(np.asarray(end)[:new])
+                report.update(new)
+            return np.concatenate(batches)
+
         all_ends: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
         for (side, rows), ends in found.items():
             if ends is None:
-                batches = []
-                for index, new in filled(len(rows), at_once):
-                    if stop():
-                        return None
-                    at = parallel.put(rows.start + index, cut)
-                    end = programs[side](params, data, jnp.uint32(number), at)
-                    batches.append(np.asarray(end)[:new])
-                    report.update(new)
-                ends = np.concatenate(batches)
+                ends = send(side, rows)
+                if ends is None:
+                    return None
                 if keep and parallel.is_leader():
                     _keep(_path(place, side, rows), ends)
             all_ends[side].append(ends)
@@ -214,11 +221,9 @@ def _path(place: Path, side: str, rows: range) -> Path:
 
 
 def _kept(path: Path) -> np.ndarray | None:
-    """What was kept; None, for all processes alike, where there is nothing whole."""
-    ends = arrays.kept(path) if parallel.is_leader() else None
-    if not parallel.leaders(ends is not None):
-        return None
-    return ends if parallel.is_leader() else arrays.read(path).arrays[arrays.KEPT]
+    """What was kept; None for all processes where one of them does not have it."""
+    ends = arrays.kept(path)
+    return ends if parallel.everywhere(ends is not None) else None
 
 
 def _forget(folder: Path, number: int, place: Path) -> None:

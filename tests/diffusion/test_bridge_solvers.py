@@ -49,7 +49,7 @@ def law_at_the_end(pair, name, steps):
 
 
 @pytest.mark.parametrize("solver", ORDERS)
-@pytest.mark.parametrize("name", ["2d", "2d, little noise"])
+@pytest.mark.parametrize("name", CASES)
 def test_samples_come_to_the_plan_at_the_solvers_order(name, solver):
     pair, order, errors = CASES[name], ORDERS[solver], []
     counts = {1: (40, 160), 2: (60, 240)}[order]
@@ -127,8 +127,9 @@ def test_samples_of_one_source_part_to_two_clusters_as_the_plan_says(solver, ste
     assert scipy.stats.kstest(np.asarray(end)[:, 0], cdf).statistic < 2.5 / np.sqrt(N)
 
 
+@pytest.mark.parametrize("restart", [0.0, 0.4])
 @pytest.mark.parametrize("name", ORDERS)
-def test_coloured_noise_makes_the_bridge_of_coloured_images(name, monkeypatch):
+def test_coloured_noise_makes_the_bridge_of_coloured_images(name, restart, monkeypatch):
     """Of K x and K y it is K times the bridge of x and y, whatever is learnt."""
     keys = jax.random.split(jax.random.key(0), 3)
     unit = jnp.eye(24).reshape(24, 3, 4, 2)
@@ -152,11 +153,11 @@ def test_coloured_noise_makes_the_bridge_of_coloured_images(name, monkeypatch):
         return through(kernel, to_y(through(np.linalg.inv(kernel), x_t), t))
 
     source = jax.random.normal(jax.random.key(1), (3, 3, 4, 2))
-    bridge = Bridge(EPSILON, spectrum=SPECTRUM, restart=0.4)  # after a first pass
+    bridge = Bridge(EPSILON, spectrum=SPECTRUM, restart=restart)
     found = end(bridge, to_coloured_y, through(kernel, source))
     # What coloured noise is drawn by are its waves: white noise that has the same.
     monkeypatch.setattr(sampler, "normal", lambda *x: through(waves, draw(*x)))
-    expected = through(kernel, end(Bridge(EPSILON, restart=0.4), to_y, source))
+    expected = through(kernel, end(Bridge(EPSILON, restart=restart), to_y, source))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 

@@ -115,8 +115,11 @@ def test_the_names_of_the_weights_are_the_published_ones():
         assert Path(url).name == name
 
 
-def test_fid_and_kid_are_those_of_the_command_on_png_files(inception, tmp_path):
-    sets = pictures(5, 3, seed=1), pictures(4, 3, seed=2)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fid_and_kid_are_those_of_the_command_on_png_files(
+    channels, inception, tmp_path
+):
+    sets = pictures(5, channels, seed=1), pictures(4, channels, seed=2)
     folders = tmp_path / "translated", tmp_path / "target"
     for folder, pixels in zip(folders, sets, strict=True):
         folder.mkdir()

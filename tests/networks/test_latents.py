@@ -213,8 +213,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_encoded(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_run_in_latents_translates_images(config, tmp_path):
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_run_in_latents_translates_images(config, tmp_path, whole):
     config.model.multipliers = (1, 2)
+    if whole:
+        config.coupling.method = "whole"
     assert train.train(config, tmp_path / "run")
     moments = json.loads((tmp_path / "run" / "plan.json").read_text())["moments"]
     assert 0.5 < moments[0] < 2 and 0.5 < moments[1] < 2

@@ -44,7 +44,7 @@ def test_matrices_taken_at_once_keep_to_themselves():
 
 def test_updates_of_a_network_are_those_of_optax():
     network = UNet(
-        channels=4, width=8, multipliers=(1,), blocks=1, attention=(0,), labels=2,
+        channels=4, width=8, multipliers=(1, 2), blocks=1, attention=(1,), labels=2,
         head_channels=8, patch=2,
     )  # fmt: skip
     inputs = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), jnp.zeros(1, int)

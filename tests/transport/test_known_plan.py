@@ -70,9 +70,10 @@ def test_the_distance_of_gaussians_in_one_dimension_and_of_singular_ones():
     assert moments.bures_wasserstein(flat, flat) == pytest.approx(0)
 
 
-def test_a_run_is_judged_beside_what_bounds_it(monkeypatch, tmp_path):
+@pytest.mark.parametrize("estimator", ["bridge", "cde"])
+def test_a_run_is_judged_beside_what_bounds_it(monkeypatch, tmp_path, estimator):
     monkeypatch.setattr(known_plan, "SAMPLES", 200)
-    config: ConfigDict = config_file.get_config("bridge,smoke")
+    config: ConfigDict = config_file.get_config(f"{estimator},smoke")
     config.known.dim = 2
     assert train.train(config, tmp_path)
     report = json.loads((tmp_path / "export" / "evaluation.json").read_text())
