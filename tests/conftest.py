@@ -17,13 +17,16 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
+# Compiled in half of the time, and slow.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
 # Subprocesses inherit all of these.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",  # compiles in two thirds of the time
+        QUICKLY,
         # Eight devices share few cores: one that comes late must not end the process.
         "--xla_cpu_collective_call_terminate_timeout_seconds=600",
         "--xla_cpu_collective_timeout_seconds=600",

@@ -8,13 +8,13 @@ import sys
 import time
 
 import jax
+from conftest import QUICKLY
 
 import eotjax
 from eotjax import parallel
 from eotjax.build import dataset, learning, planning
 from eotjax.training.checkpoint import Checkpoints
 
-QUICKLY = "--xla_backend_optimization_level=0"  # compiled, on one device
 # On one device each process would compile kernels.cc for itself; conftest's flags but
 # for this one: what comes last counts.
 ON_TWO = {

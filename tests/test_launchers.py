@@ -9,7 +9,8 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from runs import ENDLESS, QUICKLY, lines, wait_for
+from conftest import QUICKLY
+from runs import ENDLESS, lines, wait_for
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch" / "slurm.sbatch"]

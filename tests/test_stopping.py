@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from runs import ENDLESS, QUICKLY, begun, begun_as_two, free_port, lines, wait_for
+from conftest import QUICKLY
+from runs import ENDLESS, begun, begun_as_two, free_port, lines, wait_for
 
 from eotjax import train
 from eotjax.build import run_folder

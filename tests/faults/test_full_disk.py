@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from runs import QUICKLY, begun, left
+from conftest import QUICKLY
+from runs import begun, left
 
 STEPS = ("--config.steps=30", "--config.checkpoint.every=2", "--config.sample_every=10")
 

@@ -6,7 +6,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from runs import QUICKLY, begun, left, wait_for
+from conftest import QUICKLY
+from runs import begun, left, wait_for
 
 STEPS = (
     *("--config.steps=60", "--config.checkpoint.every=2"),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import QUICKLY
 
 SCRIPT = Path(__file__).parent / "one_device.py"
 EXACT = [
@@ -23,8 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(*command, **environment):
-    flags = "--xla_backend_optimization_level=0"  # compiles in half the time
-    environment = os.environ | {"XLA_FLAGS": flags} | environment
+    environment = os.environ | {"XLA_FLAGS": QUICKLY} | environment
     return subprocess.run(
         [sys.executable, *map(str, command)],
         env=environment,
