@@ -17,7 +17,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 
-# Compiled in half of the time, and slow.
+# XLA compiles in about half of the time, to slower programs.
 QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 # Subprocesses inherit all of these.

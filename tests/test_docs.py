@@ -9,18 +9,16 @@ import subprocess
 import sys
 import tomllib
 import warnings
-from pathlib import Path
 from unittest import mock
 
 import pytest
 from absl import flags
-from conftest import keys_of
+from conftest import ROOT, keys_of
 from ml_collections import ConfigDict, config_flags
 
 from configs import default
 from eotjax import main  # noqa: F401  (defines the flags of the training command)
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "colab/README.md")]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]

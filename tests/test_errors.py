@@ -4,19 +4,17 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from conftest import ROOT
 from ml_collections import ConfigDict
 
 from configs import default, folder, npz
 from eotjax import UserError, train
 from eotjax import command as commands
 from eotjax.build import checks
-
-ROOT = Path(__file__).parents[1]
 
 
 def command(*arguments, module="main", devices=1, **variables):

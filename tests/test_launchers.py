@@ -9,10 +9,9 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from conftest import QUICKLY
+from conftest import QUICKLY, ROOT
 from runs import ENDLESS, lines, wait_for
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch" / "slurm.sbatch"]
 TOOLS = Path(sys.executable).parent
 ARGUMENTS = ["--config=configs/npz.py:vectors,smoke", "--workdir=a folder"]
