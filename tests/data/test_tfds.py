@@ -1,10 +1,13 @@
 """Data sets of TFDS give the arrays in their archives, or say what is wrong."""
 
+import runpy
+import sys
 import zipfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from split_sets import NAMES, config, four, rows
 
@@ -74,6 +77,30 @@ def test_a_tfds_set_gives_the_pixels_of_its_archive(prepared):
         assert rows(split) == rows(np.stack(pixels[name]))  # TFDS shuffles
     again = dataset.load(c)  # from disk
     np.testing.assert_array_equal(again.source.train, splits.source.train)
+
+
+def test_an_archive_at_hand_is_prepared_under_its_name(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tensorflow", reason="TFDS's builders need TensorFlow")
+    from tensorflow_datasets.image_classification import cycle_gan
+
+    monkeypatch.setattr(cycle_gan, "_DL_URLS", dict(cycle_gan._DL_URLS))
+    archive, data = tmp_path / "apple2orange.zip", tmp_path / "data"
+    pixels = cyclegan_archive(archive)
+
+    def prepare(path):
+        monkeypatch.setattr(sys, "argv", ["prepare", str(path), f"--data_dir={data}"])
+        script = ROOT / "launch" / "prepare_cyclegan.py"
+        runpy.run_path(str(script), run_name="__main__")
+
+    prepare(archive)
+    assert "'trainA': 3" in capsys.readouterr().out
+    splits = dataset.load(config("tfds", data, name="cycle_gan/apple2orange"))
+    for name, split in zip(NAMES, four(splits), strict=True):
+        assert rows(split) == rows(np.stack(pixels[name]))
+    for wrong in (archive.rename(tmp_path / "mine.zip"), tmp_path / "maps.zip"):
+        with pytest.raises(SystemExit):
+            prepare(wrong)
+        assert f"{wrong} must be an existing file named" in capsys.readouterr().err
 
 
 def test_a_tfds_set_can_be_read_image_by_image(prepared):
