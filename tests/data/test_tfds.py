@@ -32,6 +32,12 @@ def cyclegan_archive(path):
     return pixels
 
 
+def assert_from_archive(splits, pixels):
+    """In any order, for TFDS shuffles."""
+    for name, split in zip(NAMES, four(splits), strict=True):
+        assert rows(split) == rows(np.stack(pixels[name]))
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """TFDS's own builder of CycleGAN's sets, its archive already at hand."""
@@ -73,8 +79,7 @@ def test_a_tfds_set_that_cannot_be_downloaded_is_refused_at_once(tmp_path, monke
 
 def test_a_tfds_set_gives_the_pixels_of_its_archive(prepared):
     c, pixels, splits = prepared
-    for name, split in zip(NAMES, four(splits), strict=True):
-        assert rows(split) == rows(np.stack(pixels[name]))  # TFDS shuffles
+    assert_from_archive(splits, pixels)
     again = dataset.load(c)  # from disk
     np.testing.assert_array_equal(again.source.train, splits.source.train)
 
@@ -95,8 +100,7 @@ def test_an_archive_at_hand_is_prepared_under_its_name(tmp_path, monkeypatch, ca
     prepare(archive)
     assert "'trainA': 3" in capsys.readouterr().out
     splits = dataset.load(config("tfds", data, name="cycle_gan/apple2orange"))
-    for name, split in zip(NAMES, four(splits), strict=True):
-        assert rows(split) == rows(np.stack(pixels[name]))
+    assert_from_archive(splits, pixels)
     for wrong in (archive.rename(tmp_path / "mine.zip"), tmp_path / "maps.zip"):
         with pytest.raises(SystemExit):
             prepare(wrong)
